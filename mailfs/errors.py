@@ -1,0 +1,140 @@
+"""Every error mailfs raises on purpose, with the errno a file system client gets and the exit code a shell gets.
+
+Errors are caught in two places: the handler wrapper in fuse/operations.py (errno) and cli/main.py
+(message on stderr, exit code of sysexits.h). A message says what happened, to what, and what to do.
+"""
+
+from errno import EAGAIN, EEXIST, EINVAL, EIO, ENOENT, ENOSPC, EPERM
+
+EX_USAGE, EX_DATAERR, EX_NOINPUT, EX_UNAVAILABLE = 64, 65, 66, 69
+EX_SOFTWARE, EX_OSERR, EX_CANTCREAT, EX_IOERR = 70, 71, 73, 74
+EX_TEMPFAIL, EX_NOPERM, EX_CONFIG = 75, 77, 78
+
+
+_EXCERPT_CHARS = 60
+
+
+class MailfsError(Exception):
+    """Something a person can be told about. `errno` is for FUSE, `exit_code` for the shell."""
+
+    errno: int = EIO
+    exit_code: int = EX_SOFTWARE
+
+
+class UsageError(MailfsError):
+    """Words on the command line that make no sense together."""
+
+    errno = EINVAL
+    exit_code = EX_USAGE
+
+
+class NotFound(MailfsError):
+    """What was named is not there."""
+
+    errno = ENOENT
+    exit_code = EX_NOINPUT
+
+
+class NoSuchMessage(NotFound):
+    """No live message has this docid."""
+
+
+class NoSuchSearch(NotFound):
+    """No saved search has this name."""
+
+
+class SearchExists(MailfsError):
+    """A saved search of this name is there already."""
+
+    errno = EEXIST
+    exit_code = EX_CANTCREAT
+
+
+class StoreError(MailfsError):
+    """The store cannot be used as asked."""
+
+    errno = EIO
+    exit_code = EX_IOERR
+
+
+class StoreMissing(StoreError):
+    """No store at this path."""
+
+    errno = ENOENT
+    exit_code = EX_NOINPUT
+
+
+class FormatTooNew(StoreError):
+    """The store, or the SQLite library, is of a version this program must not write with."""
+
+    exit_code = EX_CONFIG
+
+
+class Corrupt(StoreError):
+    """Stored bytes are not what was written."""
+
+
+class StoreFull(StoreError):
+    """The disk (or a quota) has no room; nothing acknowledged is lost."""
+
+    errno = ENOSPC
+    exit_code = EX_TEMPFAIL
+
+
+class Busy(MailfsError):
+    """A lock was not free before the deadline. The message names the holder."""
+
+    errno = EAGAIN
+    exit_code = EX_TEMPFAIL
+
+
+class BadSource(MailfsError):
+    """What was given to import cannot be read as mail."""
+
+    errno = EINVAL
+    exit_code = EX_DATAERR
+
+
+class QuerySyntaxError(MailfsError):
+    """A query that does not parse. `position` counts characters from 0."""
+
+    errno = EINVAL
+    exit_code = EX_USAGE
+
+    def __init__(self, reason: str, query: str, position: int) -> None:
+        self.reason = reason
+        self.query = query
+        self.position = position
+        super().__init__(reason, query, position)
+
+    def __str__(self) -> str:
+        # A query may be 100,000 characters long; a person wants the place.
+        start = max(self.position - _EXCERPT_CHARS, 0)
+        end = self.position + _EXCERPT_CHARS
+        excerpt = ("..." if start else "") + self.query[start:end]
+        excerpt += "..." if end < len(self.query) else ""
+        return f"{self.reason}, at character {self.position + 1} of: {excerpt}"
+
+
+class BadKeyword(MailfsError):
+    """A word that cannot be a keyword."""
+
+    errno = EINVAL
+    exit_code = EX_USAGE
+
+
+class EditRefused(MailfsError):
+    """A rename, unlink, mkdir or write that has no meaning in this place."""
+
+    errno = EPERM
+    exit_code = EX_NOPERM
+
+    def __init__(self, reason: str, code: int = EPERM) -> None:
+        super().__init__(reason)
+        self.errno = code
+
+
+class MountError(MailfsError):
+    """The file system could not be mounted or unmounted."""
+
+    exit_code = EX_UNAVAILABLE
