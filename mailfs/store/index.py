@@ -1,0 +1,319 @@
+"""Reading the index. One Index is one connection: use it from one thread at a time, and make another for another.
+
+Every method is one SQL statement unless it says otherwise, so what it returns is one snapshot.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from mailfs.errors import Corrupt, NoSuchMessage, NoSuchSearch
+from mailfs.ids import Docid, Keyword, Modseq, PackNumber, SearchId, ThreadId
+from mailfs.search.match import MessageFacts
+from mailfs.search.plan import Plan
+from mailfs.store.database import Row, open_reader, translated
+from mailfs.store.layout import Layout
+from mailfs.store.packs import Location
+
+_ENTRY_COLUMNS = "docid, flags, expunged, size, received_ns, changed_ns"
+# Below SQLite's 32,766 parameters, and few enough that a statement is compiled once and found again.
+_CHUNK = 500
+
+
+class EntryRow(NamedTuple):
+    """What a directory entry is made of. `expunged` is 0 for a live message."""
+
+    docid: Docid
+    flags: int
+    expunged: int
+    size: int
+    received_ns: int
+    changed_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class SavedSearch:
+    """A row of `search`. `on_rm` is '' where the query's kind decides."""
+
+    search_id: SearchId
+    name: str
+    query: str
+    on_rm: str
+    changed_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One message in a list of results."""
+
+    docid: Docid
+    message_id: str
+    date: int
+    sender: str
+    recipient: str
+    subject: str
+    flags: int
+    keywords: tuple[Keyword, ...]
+    size: int
+    thread: ThreadId
+    blobs: int
+
+
+class State(NamedTuple):
+    modseq: Modseq
+    searches_modseq: Modseq
+
+
+class Sort(NamedTuple):
+    """An order of results."""
+
+    sql: str
+
+
+SORTS: dict[str, Sort] = {
+    "newest-first": Sort("message.date DESC, message.docid DESC"),
+    "oldest-first": Sort("message.date, message.docid"),
+    "docid": Sort("message.docid"),
+}
+
+
+class Index:
+    """Reads of one store's index, through one connection of its own."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._path = layout.index
+        with translated(self._path):
+            self._sql = open_reader(layout.index)
+
+    def close(self) -> None:
+        self._sql.close()
+
+    def _rows(self, statement: str, parameters: Sequence[object] = ()) -> list[Row]:
+        with translated(self._path):
+            return self._sql.execute(statement, tuple(parameters)).fetchall()
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """All reads in this block see one state of the index."""
+        with translated(self._path):
+            self._sql.execute("BEGIN")
+            try:
+                yield
+            finally:
+                self._sql.execute("COMMIT")
+
+    # --- what changed
+
+    def data_version(self) -> int:
+        """A number that differs after any other connection committed. A few microseconds.
+
+        The PRAGMA, not Connection.data_version(): that one moves only after a read.
+        """
+        return int(self._rows("PRAGMA data_version")[0][0])
+
+    def state(self) -> State:
+        rows = self._rows("SELECT modseq, searches_modseq FROM state")
+        if not rows:
+            raise Corrupt(f"the index {self._path} has no state row")
+        return State(Modseq(rows[0][0]), Modseq(rows[0][1]))
+
+    def changes_since(self, modseq: Modseq) -> list[EntryRow]:
+        """Messages changed after `modseq`, expunged ones included, by docid."""
+        return [
+            EntryRow(*row)
+            for row in self._rows(
+                f"SELECT {_ENTRY_COLUMNS} FROM message WHERE modseq > ? ORDER BY docid", (modseq,)
+            )
+        ]
+
+    # --- messages
+
+    def iter_entries(self, plan: Plan) -> Iterator[EntryRow]:
+        """Live messages that match, by docid: one snapshot, streamed."""
+        with translated(self._path):
+            for row in self._sql.execute(
+                f"SELECT {_ENTRY_COLUMNS} FROM message WHERE expunged = 0 AND ({plan.where}) "
+                "ORDER BY docid",
+                plan.parameters,
+            ):
+                yield EntryRow(*row)
+
+    def entry(self, docid: Docid) -> EntryRow:
+        """One live message. Raises NoSuchMessage."""
+        rows = self._rows(
+            f"SELECT {_ENTRY_COLUMNS} FROM message WHERE docid = ? AND expunged = 0", (docid,)
+        )
+        if not rows:
+            raise NoSuchMessage(f"no message {docid}")
+        return EntryRow(*rows[0])
+
+    def location(self, docid: Docid) -> Location:
+        """Where a message's bytes lie, also of an expunged one. Raises NoSuchMessage."""
+        rows = self._rows(
+            "SELECT pack, offset, stored, raw FROM message_blob JOIN blob USING (blob_id) "
+            "WHERE docid = ? ORDER BY blob_id LIMIT 1",
+            (docid,),
+        )
+        if not rows:
+            raise NoSuchMessage(f"no message {docid}")
+        pack, offset, stored, raw = rows[0]
+        return Location(PackNumber(pack), offset, stored, raw)
+
+    def docids(self, plan: Plan, sort: str = "docid", limit: int | None = None) -> list[Docid]:
+        """Live messages that match, in one of the orders of SORTS."""
+        rows = self._rows(
+            f"SELECT docid FROM message WHERE expunged = 0 AND ({plan.where}) "
+            f"ORDER BY {SORTS[sort].sql} LIMIT ?",
+            (*plan.parameters, -1 if limit is None else limit),
+        )
+        return [Docid(row[0]) for row in rows]
+
+    def count(self, plan: Plan) -> int:
+        """How many live messages match."""
+        return int(
+            self._rows(
+                f"SELECT count(*) FROM message WHERE expunged = 0 AND ({plan.where})",
+                plan.parameters,
+            )[0][0]
+        )
+
+    def summaries(self, docids: Sequence[Docid]) -> list[Summary]:
+        """Summaries in the order asked; messages that are gone are left out. Two statements per 500."""
+        found: dict[int, Summary] = {}
+        for chunk in _chunks(docids):
+            marks = _marks(chunk)
+            keywords: dict[int, list[Keyword]] = {}
+            for docid, name in self._rows(
+                "SELECT docid, name FROM message_keyword JOIN keyword USING (keyword_id) "
+                f"WHERE docid IN ({marks}) ORDER BY name",
+                chunk,
+            ):
+                keywords.setdefault(docid, []).append(Keyword(name))
+            for row in self._rows(
+                "SELECT docid, message_id, date, sender, recipient, subject, flags, size, thread, "
+                "(SELECT count(*) FROM message_blob WHERE docid = message.docid) "
+                f"FROM message JOIN envelope USING (docid) WHERE docid IN ({marks})",
+                chunk,
+            ):
+                docid, message_id, date, sender, recipient, subject, flags, size, thread, blobs = (
+                    row
+                )
+                found[docid] = Summary(
+                    docid=Docid(docid),
+                    message_id=message_id,
+                    date=date,
+                    sender=sender,
+                    recipient=recipient,
+                    subject=subject,
+                    flags=flags,
+                    keywords=tuple(keywords.get(docid, ())),
+                    size=size,
+                    thread=ThreadId(thread),
+                    blobs=blobs,
+                )
+        return [found[docid] for docid in docids if docid in found]
+
+    def keyword_counts(self) -> list[tuple[Keyword, int]]:
+        """Every keyword of the users' own that a live message has, and how many have it."""
+        return [
+            (Keyword(name), count)
+            for name, count in self._rows(
+                "SELECT name, count(*) FROM keyword JOIN message_keyword USING (keyword_id) "
+                "JOIN message USING (docid) WHERE expunged = 0 GROUP BY name ORDER BY name"
+            )
+        ]
+
+    # --- saved searches
+
+    def searches(self) -> list[SavedSearch]:
+        """All of them, by name."""
+        return [
+            SavedSearch(SearchId(search_id), name, query, on_rm, changed_ns)
+            for search_id, name, query, on_rm, changed_ns in self._rows(
+                "SELECT search_id, name, query, on_rm, changed_ns FROM search ORDER BY name"
+            )
+        ]
+
+    def search(self, name: str) -> SavedSearch:
+        """The saved search of this name. Raises NoSuchSearch."""
+        for search in self.searches():
+            if search.name == name:
+                return search
+        raise NoSuchSearch(f"no saved search named {name}: see `mailfs searches`")
+
+
+class IndexSource:
+    """The answers search.match needs, for a handful of docids at a time."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+
+    def _hits(
+        self, docids: AbstractSet[Docid], condition: str, parameters: Iterable[object]
+    ) -> set[Docid]:
+        hits: set[Docid] = set()
+        parameters = tuple(parameters)
+        for chunk in _chunks(list(docids)):
+            rows = self._index._rows(
+                condition.replace("{docids}", _marks(chunk)), (*parameters, *chunk)
+            )
+            hits.update(Docid(row[0]) for row in rows)
+        return hits
+
+    def facts(self, docids: AbstractSet[Docid]) -> Mapping[Docid, MessageFacts]:
+        found: dict[Docid, MessageFacts] = {}
+        for chunk in _chunks(list(docids)):
+            for docid, flags, size, received_ns, date, thread in self._index._rows(
+                "SELECT docid, flags, size, received_ns, date, thread FROM message "
+                f"WHERE docid IN ({_marks(chunk)})",
+                chunk,
+            ):
+                found[Docid(docid)] = MessageFacts(flags, size, received_ns, date, ThreadId(thread))
+        return found
+
+    def text_hits(self, expression: str, docids: AbstractSet[Docid]) -> set[Docid]:
+        return self._hits(
+            docids,
+            "SELECT rowid FROM message_text WHERE message_text MATCH ? AND rowid IN ({docids})",
+            (expression,),
+        )
+
+    def keyword_hits(self, keyword: Keyword, docids: AbstractSet[Docid]) -> set[Docid]:
+        return self._hits(
+            docids,
+            "SELECT docid FROM message_keyword WHERE keyword_id = "
+            "(SELECT keyword_id FROM keyword WHERE name = ?) AND docid IN ({docids})",
+            (keyword,),
+        )
+
+    def any_keyword_hits(self, docids: AbstractSet[Docid]) -> set[Docid]:
+        return self._hits(
+            docids, "SELECT DISTINCT docid FROM message_keyword WHERE docid IN ({docids})", ()
+        )
+
+    def message_id_hits(self, message_id: str, docids: AbstractSet[Docid]) -> set[Docid]:
+        return self._hits(
+            docids,
+            "SELECT docid FROM envelope WHERE message_id = ? AND docid IN ({docids})",
+            (message_id,),
+        )
+
+    def thread_hits(self, plan: Plan, docids: AbstractSet[Docid]) -> set[Docid]:
+        return self._hits(
+            docids,
+            "SELECT docid FROM message WHERE thread IN "
+            f"(SELECT thread FROM message WHERE expunged = 0 AND ({plan.where})) "
+            "AND docid IN ({docids})",
+            plan.parameters,
+        )
+
+
+def _chunks(docids: Sequence[Docid]) -> Iterator[Sequence[Docid]]:
+    for start in range(0, len(docids), _CHUNK):
+        yield docids[start : start + _CHUNK]
+
+
+def _marks(chunk: Sequence[Docid]) -> str:
+    return ",".join("?" * len(chunk))
