@@ -1,0 +1,183 @@
+"""Sources -> store: references are read, parsed and compressed in worker processes, one writer adds them in slices.
+
+A message counts as in when the slice it is in has been committed, durably. Interrupted at any moment, what was
+committed stays and the rest is as if it had never been begun; run again, what is in is found by its bytes.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from mailfs.ids import Docid, Keyword
+from mailfs.ingest.mailboxes import SourceMessage, SourceProblem, SourceRef, read_ref
+from mailfs.message.keywords import RECENT, keyword_for_folder, split_keywords
+from mailfs.search.names import check_search_name
+from mailfs.store.prepare import NewMessage, prepare_message
+from mailfs.store.store import Store
+from mailfs.store.writer import Outcome, Transaction
+
+# The lock is let go after this long, so that a flag changed meanwhile does not wait longer.
+SLICE_S = 0.08
+# At least this many messages share one commit and its two syncs.
+SLICE_MESSAGES = 256
+LOCK_DEADLINE_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What an import puts on messages: the folder's keyword unless `folders` is off, and `keywords` on all.
+
+    `root` names the folder of a source's own messages.
+    """
+
+    root: str
+    keywords: tuple[Keyword, ...] = ()
+    folders: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A message ready to be added, and the folder it comes from."""
+
+    new: NewMessage
+    folder: str
+    origin: str
+
+
+@dataclass(slots=True)
+class Progress:
+    """Counts of one import; `problems` are what could not be read."""
+
+    added: int = 0
+    known: int = 0
+    expunged: int = 0
+    raw_bytes: int = 0  # of the messages added
+    seen_bytes: int = 0  # of all messages read
+    problems: list[SourceProblem] = field(default_factory=list)
+
+    @property
+    def seen(self) -> int:
+        return self.added + self.known + self.expunged + len(self.problems)
+
+
+def prepare_ref(ref: SourceRef, labels: Labels) -> Prepared | SourceProblem:
+    """Read and prepare one message; what cannot be read is a problem, not an error."""
+    try:
+        return prepare_source(read_ref(ref), labels)
+    except OSError as error:
+        return SourceProblem(ref.origin, error.strerror or str(error))
+
+
+def prepare_source(source: SourceMessage, labels: Labels) -> Prepared:
+    folder = source.folder or labels.root
+    flags, keywords = split_keywords((*labels.keywords, *source.keywords))
+    if labels.folders and folder:
+        keywords |= {keyword_for_folder(folder)}
+    new = prepare_message(
+        source.raw, source.flags | flags, tuple(sorted(keywords)), source.received_ns
+    )
+    return Prepared(new, folder, source.origin)
+
+
+class Importer:
+    """Adds prepared messages to a store. Feed it with add_all(), which reports after each durable slice."""
+
+    def __init__(self, store: Store, labels: Labels) -> None:
+        self._store = store
+        self._labels = labels
+        self._folders_saved: set[str] = set()
+        # Messages this import added: another copy in the same source adds its flags to them.
+        self._added: set[Docid] = set()
+        self.progress = Progress()
+
+    def add_all(self, batches: Iterable[Sequence[Prepared | SourceProblem]]) -> Iterator[Progress]:
+        """Add everything, yielding the counts after each slice: what they count is durable.
+
+        Nothing is waited for while the lock is held: a slice is made of what has been prepared.
+        """
+        ready: list[Prepared | SourceProblem] = []
+        for batch in batches:
+            ready += batch
+            if len(ready) >= SLICE_MESSAGES:
+                yield from self._add_ready(ready)
+                ready = []
+        yield from self._add_ready(ready)
+
+    def _add_ready(self, ready: list[Prepared | SourceProblem]) -> Iterator[Progress]:
+        start = 0
+        while start < len(ready):
+            start = self._add_slice(ready, start)
+            yield self.progress
+
+    def _add_slice(self, ready: list[Prepared | SourceProblem], start: int) -> int:
+        """Add from `start` for at most SLICE_S; the number of the first that was not added."""
+        slice_progress = Progress()
+        folders: set[str] = set()
+        added: set[Docid] = set()
+        with self._store.writer.transaction(
+            "import", durable=True, deadline_s=LOCK_DEADLINE_S
+        ) as transaction:
+            give_up = time.monotonic() + SLICE_S
+            for item in ready[start:]:
+                start += 1
+                if isinstance(item, SourceProblem):
+                    slice_progress.problems.append(item)
+                else:
+                    self._add(transaction, item, slice_progress, folders, added)
+                if time.monotonic() >= give_up:
+                    break
+        self._folders_saved |= folders
+        self._added |= added
+        self._count(slice_progress)
+        return start
+
+    def _add(
+        self,
+        transaction: Transaction,
+        item: Prepared,
+        progress: Progress,
+        folders: set[str],
+        added: set[Docid],
+    ) -> None:
+        new = item.new
+        progress.seen_bytes += new.size
+        self._save_folder(transaction, item.folder, folders)
+        docid, outcome = transaction.add(new)
+        if outcome is Outcome.ADDED:
+            progress.added += 1
+            progress.raw_bytes += new.size
+            added.add(docid)
+        elif outcome is Outcome.KNOWN:
+            progress.known += 1
+            transaction.edit_keywords(docid, add=new.keywords)
+            if docid in self._added or docid in added:
+                # Seen in one of its folders is seen; in cur/ of one is not new any more.
+                remove = 0 if new.flags & RECENT else RECENT
+                transaction.edit_flags(docid, new.flags & ~RECENT, remove)
+        else:
+            progress.expunged += 1
+
+    def _save_folder(self, transaction: Transaction, folder: str, folders: set[str]) -> None:
+        if not self._labels.folders or not folder or folder in folders | self._folders_saved:
+            return
+        folders.add(folder)
+        name = search_name_for_folder(folder)
+        transaction.save_search_if_absent(name, f"tag:{keyword_for_folder(folder)}")
+
+    def _count(self, more: Progress) -> None:
+        self.progress.added += more.added
+        self.progress.known += more.known
+        self.progress.expunged += more.expunged
+        self.progress.raw_bytes += more.raw_bytes
+        self.progress.seen_bytes += more.seen_bytes
+        self.progress.problems += more.problems
+
+
+def search_name_for_folder(folder: str) -> str:
+    """The name of the search a folder gets: its own, with what a file name here cannot have replaced by `_`."""
+    parts = []
+    for part in folder.split("/"):
+        clean = "".join(sign if sign.isprintable() else "_" for sign in part)
+        clean = clean.encode(errors="replace")[:200].decode(errors="ignore").strip() or "_"
+        parts.append(f"{clean}_" if clean in ("cur", "new", "tmp", ".", "..", ".mailfs") else clean)
+    return check_search_name("/".join(parts))

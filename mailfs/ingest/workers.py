@@ -1,0 +1,108 @@
+"""Reading and parsing in worker processes; results come back in the order asked.
+
+Workers are forked before anything else has threads or an open database. Each has a pipe of its own and ends when
+the other end closes, also when this process is killed. They ignore SIGINT: ^C is for the one who writes.
+"""
+
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice
+from multiprocessing.connection import Connection
+from types import TracebackType
+
+from mailfs.errors import MailfsError
+from mailfs.ingest.importer import Labels, Prepared, prepare_ref
+from mailfs.ingest.mailboxes import SourceProblem, SourceRef
+
+BATCH_MESSAGES = 64
+# One batch being worked on and one waiting: a worker is never idle, and memory stays bounded.
+_AHEAD = 2
+_END_DEADLINE_S = 5.0
+
+
+class WorkersDied(MailfsError):
+    """A worker process ended without an answer: killed, or out of memory."""
+
+    exit_code = 75
+
+
+class Workers:
+    """A fixed number of processes that prepare messages. Use as a context manager."""
+
+    def __init__(self, labels: Labels, processes: int | None = None) -> None:
+        count = processes if processes is not None else os.cpu_count() or 1
+        context = multiprocessing.get_context("fork")
+        self._pipes: list[Connection] = []
+        self._processes = []
+        for number in range(max(count, 1)):
+            ours, theirs = context.Pipe()
+            process = context.Process(
+                target=_work, args=(theirs, ours, labels), name=f"parse-{number}", daemon=True
+            )
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            process.join(_END_DEADLINE_S if error is None else 0.1)
+            if process.is_alive():
+                process.kill()
+                process.join(_END_DEADLINE_S)
+
+    def prepare(
+        self, refs: Iterator[SourceRef | SourceProblem]
+    ) -> Iterator[list[Prepared | SourceProblem]]:
+        """Prepare everything, in order, in lists. Raises WorkersDied."""
+        turns = deque[Connection]()
+        everyone = deque(self._pipes * _AHEAD)
+        while True:
+            while everyone:
+                batch = list(islice(refs, BATCH_MESSAGES))
+                if not batch:
+                    break
+                pipe = everyone.popleft()
+                pipe.send(batch)
+                turns.append(pipe)
+            if not turns:
+                return
+            pipe = turns.popleft()
+            try:
+                yield pipe.recv()
+            except EOFError:
+                raise WorkersDied(
+                    "a process that parses mail has died (out of memory?); what was imported is safe: "
+                    "run the import again to go on"
+                ) from None
+            everyone.append(pipe)
+
+
+def _work(pipe: Connection, parents_end: Connection, labels: Labels) -> None:
+    """A worker's life. Closes the parent's end, or it would never see that the parent has gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parents_end.close()
+    try:
+        while True:
+            batch: list[SourceRef | SourceProblem] = pipe.recv()
+            pipe.send(
+                [
+                    item if isinstance(item, SourceProblem) else prepare_ref(item, labels)
+                    for item in batch
+                ]
+            )
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        os._exit(0)
