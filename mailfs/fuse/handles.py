@@ -1,0 +1,87 @@
+"""Open files and directories, by file handle. Only for the thread that serves requests."""
+
+from dataclasses import dataclass
+
+from mailfs.ids import Docid, Fh, Ino
+from mailfs.store.packs import Location, PackReader
+from mailfs.store.records import Chain
+from mailfs.views.tree import Directory, Entry
+
+
+@dataclass(slots=True)
+class MessageHandle:
+    """An open message. Small ones are kept whole from the first READ on, large ones one frame at a time."""
+
+    docid: Docid
+    ino: Ino
+    location: Location | None = None
+    raw: bytes | None = None
+    chain: Chain | None = None
+    frame_number: int = -1
+    frame: bytes = b""
+
+    def read(self, packs: PackReader, location: Location, offset: int, length: int) -> bytes:
+        """Bytes from `offset`, fewer at the end. Raises Corrupt."""
+        if self.raw is None and self.chain is None:
+            self.chain = packs.chain_or_none(location)
+            if self.chain is None:
+                self.raw = packs.load(location)
+        if self.raw is not None:
+            return self.raw[offset : offset + length]
+        return self._read_chain(offset, min(length, location.raw - offset))
+
+    def _read_chain(self, offset: int, length: int) -> bytes:
+        assert self.chain is not None
+        pieces = []
+        while length > 0:
+            number, within = divmod(offset, self.chain.frame_bytes)
+            if number != self.frame_number:
+                self.frame = self.chain.frame(number)
+                self.frame_number = number
+            piece = self.frame[within : within + length]
+            pieces.append(piece)
+            offset += len(piece)
+            length -= len(piece)
+        return b"".join(pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryHandle:
+    """An open directory. `entries` is what a directory of directories held when it was opened."""
+
+    directory: Directory
+    entries: tuple[Entry, ...]
+
+
+class Handles:
+    """All open handles of the mount, and how often each message is open."""
+
+    def __init__(self) -> None:
+        self.messages: dict[Fh, MessageHandle] = {}
+        self.directories: dict[Fh, DirectoryHandle] = {}
+        self.open_counts: dict[Ino, int] = {}
+        self._last = 0
+
+    def _next(self) -> Fh:
+        self._last += 1
+        return Fh(self._last)
+
+    def open_message(self, handle: MessageHandle) -> Fh:
+        fh = self._next()
+        self.messages[fh] = handle
+        self.open_counts[handle.ino] = self.open_counts.get(handle.ino, 0) + 1
+        return fh
+
+    def close_message(self, fh: Fh) -> None:
+        handle = self.messages.pop(fh)
+        count = self.open_counts.pop(handle.ino) - 1
+        if count:
+            self.open_counts[handle.ino] = count
+
+    def open_directory(self, handle: DirectoryHandle) -> Fh:
+        fh = self._next()
+        self.directories[fh] = handle
+        return fh
+
+    def close_directory(self, fh: Fh) -> DirectoryHandle:
+        return self.directories.pop(fh)

@@ -1,0 +1,177 @@
+"""Serve a mount until it is unmounted: session, signals, timers, and an orderly end.
+
+SIGTERM and SIGINT unmount lazily, serve who still has files open for GRACE_S, and end; a second one ends at once. SIGUSR2
+writes this process's view of itself to the log, as one line of JSON. After a crash the mount point stays dead and is
+never an empty directory: a synchroniser would take that for an emptied account.
+"""
+
+import json
+import logging
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyfuse3
+import trio
+
+from mailfs.errors import MailfsError, MountError
+from mailfs.fuse.drain import Drain, in_thread
+from mailfs.fuse.mounts import run_fusermount, write_record
+from mailfs.fuse.notify import Notifier
+from mailfs.fuse.operations import Blocking, Operations
+from mailfs.store.store import Store
+from mailfs.views.tree import Tree
+
+log = logging.getLogger(__name__)
+
+# Handlers that wait run beside others; more than this many at once wait for each other.
+_MAX_TASKS = 32
+TICK_S = 1.0
+# A flag change that nobody fsyncs survives power loss after at most this.
+SYNC_S = 3.0
+GRACE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """How to mount. `ready_fd` is closed after one byte when the mount can be used; `options` go to libfuse."""
+
+    mountpoint: Path
+    options: tuple[str, ...] = ()
+    is_drained: bool = True
+    ready_fd: int | None = None
+
+
+class Session:
+    """One mount from init to close."""
+
+    def __init__(self, store: Store, options: MountOptions) -> None:
+        self._store = store
+        self._options = options
+        with store.writer.transaction("mount", durable=False) as transaction:
+            held_states = transaction.take_view_states()
+        self._tree = Tree(store, held_states)
+        for name, problem in self._tree.problems.items():
+            log.warning("the search %s is not shown: %s", name, problem)
+        self._notifier = Notifier()
+        blocking: Blocking = in_thread
+        if options.is_drained:
+            drain = Drain()
+            drain.enable()
+            blocking = drain.blocking
+        self._operations = Operations(self._tree, self._notifier, blocking)
+
+    def run(self) -> None:
+        """Mount, serve, and return when unmounted. Raises MountError."""
+        record = write_record(self._store.layout, self._options.mountpoint)
+        try:
+            self._init()
+            try:
+                trio.run(self._serve)
+            except BaseException:
+                log.error("the mount at %s is dead now", self._options.mountpoint)
+                raise
+            self._close()
+        finally:
+            record.unlink(missing_ok=True)
+
+    def _init(self) -> None:
+        fuse_options = {
+            f"fsname={_escape(str(self._store.layout.root))}",
+            "subtype=mailfs",
+            *self._options.options,
+        }
+        if "allow_other" in fuse_options:
+            fuse_options.add("default_permissions")
+        try:
+            pyfuse3.init(self._operations, str(self._options.mountpoint), fuse_options)
+        except (RuntimeError, OSError) as error:
+            raise MountError(
+                f"cannot mount at {self._options.mountpoint}: {error} "
+                "(are /dev/fuse and the mount point yours to use?)"
+            ) from error
+
+    async def _serve(self) -> None:
+        self._notifier.start()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._handle_signals)
+            nursery.start_soon(self._tick)
+            self._report_ready()
+            await pyfuse3.main(1, _MAX_TASKS)
+            nursery.cancel_scope.cancel()
+
+    def _report_ready(self) -> None:
+        log.info("mounted at %s", self._options.mountpoint)
+        if self._options.ready_fd is not None:
+            os.write(self._options.ready_fd, b"+")
+            os.close(self._options.ready_fd)
+
+    async def _handle_signals(
+        self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        ending = False
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGUSR2) as signals:
+            task_status.started()
+            async with trio.open_nursery() as nursery:
+                async for number in signals:
+                    if number == signal.SIGUSR2:
+                        log.warning("status %s", json.dumps(self._status()))
+                    elif ending:
+                        pyfuse3.terminate()
+                    else:
+                        ending = True
+                        nursery.start_soon(self._unmount)
+
+    async def _unmount(self) -> None:
+        try:
+            await trio.to_thread.run_sync(
+                lambda: run_fusermount(self._options.mountpoint, lazy=True)
+            )
+        except MountError as error:
+            log.warning("%s", error)
+        await trio.sleep(GRACE_S)
+        pyfuse3.terminate()
+
+    async def _tick(self) -> None:
+        synced_s = trio.current_time()
+        while True:
+            await trio.sleep(TICK_S)
+            try:
+                self._operations.tick()
+                if self._operations.is_dirty and trio.current_time() - synced_s >= SYNC_S:
+                    self._operations.is_dirty = False
+                    synced_s = trio.current_time()
+                    await trio.to_thread.run_sync(self._store.writer.sync)
+            except MailfsError as error:
+                log.warning("%s", error)
+
+    def _status(self) -> dict[str, object]:
+        handles = self._operations.handles
+        return {
+            "pid": os.getpid(),
+            "mountpoint": str(self._options.mountpoint),
+            "modseq": self._tree.modseq,
+            "requests": dict(self._operations.counts),
+            "open_messages": len(handles.messages),
+            "open_directories": len(handles.directories),
+            "views": {
+                name: len(view.docids) for name, view in self._tree.views.items() if view.is_loaded
+            },
+        }
+
+    def _close(self) -> None:
+        states, modseq = self._tree.view_states()
+        try:
+            with self._store.writer.transaction("unmount", durable=True) as transaction:
+                transaction.put_view_states(states, modseq)
+        except MailfsError as error:
+            log.warning("the folders' times are not kept for the next mount: %s", error)
+        if self._notifier.stop(GRACE_S):
+            pyfuse3.close(unmount=True)
+        log.info("unmounted")
+
+
+def _escape(text: str) -> str:
+    """libfuse cuts options at commas and reads backslashes as escapes."""
+    return text.replace("\\", "\\\\").replace(",", "\\,")
