@@ -1,0 +1,90 @@
+"""The command line: parser, dispatch, and the place where errors become messages and exit codes."""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from mailfs import __version__
+from mailfs.cli import importing, mounting, saving, searching, storing
+from mailfs.errors import EX_OSERR, MailfsError
+
+EX_INTERRUPTED = 128 + signal.SIGINT
+
+
+def default_store(environment: dict[str, str]) -> Path:
+    """$MAILFS_STORE, else mailfs in $XDG_DATA_HOME, else ~/.local/share/mailfs."""
+    if named := environment.get("MAILFS_STORE"):
+        return Path(named)
+    if data_home := environment.get("XDG_DATA_HOME"):
+        return Path(data_home) / "mailfs"
+    return Path(environment.get("HOME", "~")).expanduser() / ".local/share/mailfs"
+
+
+class VersionAction(argparse.Action):
+    """--version: what a bug report needs. Imports late, because nothing else needs all of it."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> NoReturn:
+        print(f"mailfs {__version__}")
+        for line in mounting.versions():
+            print(line)
+        parser.exit()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line; man/mailfs.1 is held against it by a test."""
+    parser = argparse.ArgumentParser(
+        prog="mailfs",
+        description="A deduplicated mail store that shows every saved search as a live Maildir.",
+        epilog="See mailfs(1), and mailfs-search(7) for the query language.",
+    )
+    parser.add_argument(
+        "--store",
+        metavar="DIR",
+        type=Path,
+        help="the store (default: $MAILFS_STORE or the XDG one)",
+    )
+    parser.add_argument("--version", action=VersionAction, nargs=0, help="show versions and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for module in (storing, importing, mounting, searching, saving):
+        module.add_commands(commands)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command; its exit code, of sysexits.h."""
+    # The store is nobody else's business, whatever the shell's umask.
+    os.umask(0o077)
+    parsed = build_parser().parse_args(arguments)
+    store = (parsed.store or default_store(dict(os.environ))).expanduser().absolute()
+    try:
+        code: int = parsed.run(parsed, store)
+        sys.stdout.flush()
+    except MailfsError as error:
+        print(f"mailfs {parsed.command}: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader (head, less) has had enough; Python would complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        print(f"mailfs {parsed.command}: {error}", file=sys.stderr)
+        return EX_OSERR
+    except KeyboardInterrupt:
+        print(f"mailfs {parsed.command}: interrupted", file=sys.stderr)
+        return EX_INTERRUPTED
+    return code
+
+
+def console() -> NoReturn:
+    """The entry point of the command `mailfs`."""
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,168 @@
+"""mailfs mount, mailfs umount."""
+
+import argparse
+import logging
+import os
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NoReturn
+
+from mailfs.cli.commands import Commands, add_command
+from mailfs.errors import EX_SOFTWARE, EX_UNAVAILABLE, MailfsError
+
+log = logging.getLogger(__name__)
+
+READY_DEADLINE_S = 60.0
+
+
+def add_commands(commands: "Commands[argparse.ArgumentParser]") -> None:
+    mount = add_command(commands, "mount", run_mount, "show the saved searches as Maildirs")
+    mount.add_argument(
+        "-f", "--foreground", action="store_true", help="stay in the foreground, log to stderr"
+    )
+    mount.add_argument(
+        "-o", dest="options", metavar="OPT", action="append", default=[], help="an option of FUSE"
+    )
+    mount.add_argument(
+        "--no-drain", action="store_true", help="use pyfuse3's own request loop (slower)"
+    )
+    mount.add_argument("mountpoint", metavar="MOUNTPOINT", type=Path, help="made if it is missing")
+    umount = add_command(commands, "umount", run_umount, "unmount")
+    umount.add_argument(
+        "-l", "--lazy", action="store_true", help="now, for clients that have files open later"
+    )
+    umount.add_argument("mountpoint", metavar="MOUNTPOINT", type=Path, help="where it is mounted")
+
+
+def run_mount(arguments: argparse.Namespace, root: Path) -> int:
+    from mailfs.fuse.mounts import clear_mountpoint
+    from mailfs.store.layout import open_layout
+
+    open_layout(root)  # a missing store is told before anything is touched
+    mountpoint = _resolved(arguments.mountpoint)
+    clear_mountpoint(mountpoint)
+    options = tuple(option for words in arguments.options for option in words.split(",") if option)
+    if arguments.foreground:
+        _serve(root, mountpoint, options, not arguments.no_drain, None)
+        return 0
+    return _serve_in_background(root, mountpoint, options, not arguments.no_drain)
+
+
+def _resolved(mountpoint: Path) -> Path:
+    """As mountinfo writes it. Not Path.resolve(), which fails on a dead mount point."""
+    return Path(os.path.realpath(mountpoint.expanduser()))
+
+
+def _serve(
+    root: Path,
+    mountpoint: Path,
+    options: tuple[str, ...],
+    is_drained: bool,
+    ready_fd: int | None,
+) -> None:
+    from mailfs.fuse.mount import MountOptions, Session
+    from mailfs.store.store import Store
+
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    chosen = MountOptions(mountpoint, options, is_drained, ready_fd)
+    with Store.open(root) as store:
+        Session(store, chosen).run()
+
+
+def _serve_in_background(
+    root: Path, mountpoint: Path, options: tuple[str, ...], is_drained: bool
+) -> int:
+    """Fork before anything has threads; return when the child says that the mount can be used."""
+    ready, report = os.pipe()
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        os.close(ready)
+        _become_daemon(root, mountpoint, options, is_drained, report)
+    os.close(report)
+    give_up = time.monotonic() + READY_DEADLINE_S
+    answer = b""
+    while select.select([ready], [], [], max(0.0, give_up - time.monotonic()))[0]:
+        piece = os.read(ready, 4096)
+        answer += piece
+        if answer == b"+":
+            return 0
+        if not piece:
+            break
+    code = int(answer[:3]) if answer[:3].isdigit() else EX_UNAVAILABLE
+    reason = answer[3:].decode(errors="replace").strip()
+    print(
+        f"mailfs mount: {reason or f'the daemon did not start; see {log_path(root)}'}",
+        file=sys.stderr,
+    )
+    return code
+
+
+def log_path(root: Path) -> Path:
+    """Where a mount in the background writes its log."""
+    return root / "mount.log"
+
+
+def _become_daemon(
+    root: Path, mountpoint: Path, options: tuple[str, ...], is_drained: bool, report: int
+) -> NoReturn:
+    """The child's life: a session of its own, no terminal, stderr to the log. Never returns."""
+    code = 0
+    try:
+        os.setsid()
+        os.chdir("/")
+        null = os.open(os.devnull, os.O_RDWR)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+        log_fd = os.open(log_path(root), flags, 0o600)
+        for source, target in ((null, 0), (log_fd, 1), (log_fd, 2)):
+            os.dup2(source, target)
+        _serve(root, mountpoint, options, is_drained, report)
+    except MailfsError as error:
+        code = error.exit_code
+        _report(report, f"{code:03d}{error}")
+    except BaseException as error:  # a forked child must end here, whatever happens
+        log.exception("the daemon ends")
+        code = EX_SOFTWARE
+        _report(report, f"{code:03d}{type(error).__name__}: {error}; see {log_path(root)}")
+    finally:
+        logging.shutdown()
+        os._exit(code)
+
+
+def _report(report: int, text: str) -> None:
+    try:
+        os.write(report, text.encode(errors="replace"))
+    except OSError:
+        log.error("%s", text)  # the mount was up already: nobody waits for a report
+
+
+def run_umount(arguments: argparse.Namespace, root: Path) -> int:
+    from mailfs.fuse.mounts import unmount
+
+    unmount(_resolved(arguments.mountpoint), lazy=arguments.lazy)
+    return 0
+
+
+def versions() -> list[str]:
+    """Versions of what mailfs stands on."""
+    import pyfuse3
+    import trio
+
+    from mailfs.store.database import sqlite_version
+
+    try:
+        fuse = subprocess.run(
+            ["fusermount3", "--version"], capture_output=True, text=True, timeout=10, check=False
+        ).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired) as error:
+        fuse = f"fusermount3: {error}"
+    return [
+        f"Python {sys.version.split()[0]}, SQLite {sqlite_version()}",
+        f"pyfuse3 {pyfuse3.__version__}, trio {trio.__version__}",
+        fuse,
+    ]

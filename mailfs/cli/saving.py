@@ -1,0 +1,73 @@
+"""mailfs save, mailfs searches, mailfs forget."""
+
+import argparse
+import json
+from pathlib import Path
+
+from mailfs.cli.commands import Commands, add_command, add_query
+
+ON_RM = ("unlink", "untag", "expunge", "refuse")
+
+
+def add_commands(commands: "Commands[argparse.ArgumentParser]") -> None:
+    save = add_command(commands, "save", run_save, "save a search; mounted, it is a Maildir")
+    save.add_argument("--on-rm", choices=ON_RM, default="", help="what rm does in the view")
+    save.add_argument("--replace", action="store_true", help="replace a search of this name")
+    save.add_argument("name", metavar="NAME", help="may contain /")
+    add_query(save)
+    searches = add_command(commands, "searches", run_searches, "list the saved searches")
+    searches.add_argument("--json", action="store_true", help="print an array of objects")
+    forget = add_command(commands, "forget", run_forget, "forget a saved search, no message")
+    forget.add_argument("name", metavar="NAME", help="as listed by searches")
+
+
+def run_save(arguments: argparse.Namespace, root: Path) -> int:
+    from mailfs.errors import UsageError
+    from mailfs.search.names import check_search_name
+    from mailfs.search.query import parse_query
+    from mailfs.search.tree import label_rule
+    from mailfs.store.store import Store
+
+    text = " ".join(arguments.query)
+    query = parse_query(text)
+    if arguments.on_rm in ("unlink", "untag") and label_rule(query) is None:
+        raise UsageError(
+            f"--on-rm={arguments.on_rm} takes keywords off, but the query requires none: {text}"
+        )
+    name = check_search_name(arguments.name)
+    with (
+        Store.open(root) as store,
+        store.writer.transaction("save", durable=True) as transaction,
+    ):
+        transaction.save_search(name, text, arguments.on_rm, replace=arguments.replace)
+    return 0
+
+
+def run_searches(arguments: argparse.Namespace, root: Path) -> int:
+    from mailfs.store.store import Store
+
+    with Store.open(root) as store:
+        searches = store.index.searches()
+    if arguments.json:
+        rows = [
+            {"name": search.name, "query": search.query, "on_rm": search.on_rm or None}
+            for search in searches
+        ]
+        print(json.dumps(rows, ensure_ascii=False, indent=1))
+        return 0
+    width = max((len(search.name) for search in searches), default=0)
+    for search in searches:
+        on_rm = f"  (on-rm = {search.on_rm})" if search.on_rm else ""
+        print(f"{search.name:<{width}}  {search.query}{on_rm}")
+    return 0
+
+
+def run_forget(arguments: argparse.Namespace, root: Path) -> int:
+    from mailfs.store.store import Store
+
+    with (
+        Store.open(root) as store,
+        store.writer.transaction("forget", durable=True) as transaction,
+    ):
+        transaction.forget_search(arguments.name)
+    return 0

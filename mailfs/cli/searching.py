@@ -1,0 +1,227 @@
+"""mailfs search, mailfs count, mailfs show, mailfs tag."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mailfs.cli.commands import Commands, add_command, add_query, plan_of
+from mailfs.errors import EX_NOINPUT, UsageError
+from mailfs.ids import Docid, Keyword
+from mailfs.message.keywords import SEEN, UNREAD, keywords_of_flags, parse_keyword, split_keywords
+
+if TYPE_CHECKING:
+    from mailfs.store.index import Summary
+    from mailfs.store.store import Store
+
+SORTS = ("newest-first", "oldest-first", "docid")
+OUTPUTS = ("summary", "messages", "files", "threads", "tags", "json")
+FORMATS = ("text", "raw", "mbox")
+# So many messages are tagged in one transaction: some tens of milliseconds of the writer lock.
+_TAG_SLICE = 1000
+_SUMMARY_SLICE = 500
+
+
+def add_commands(commands: "Commands[argparse.ArgumentParser]") -> None:
+    search = add_command(commands, "search", run_search, "list the messages that match")
+    search.add_argument("--output", choices=OUTPUTS, default="summary", help="what to print")
+    search.add_argument("--sort", choices=SORTS, default="newest-first", help="in which order")
+    search.add_argument("--limit", type=_limit, metavar="N", help="at most so many messages")
+    add_query(search)
+    count = add_command(commands, "count", run_count, "print how many messages match")
+    add_query(count)
+    show = add_command(commands, "show", run_show, "print the messages that match")
+    show.add_argument("--format", choices=FORMATS, default="text", help="how to print them")
+    show.add_argument("--limit", type=_limit, metavar="N", help="at most so many messages")
+    add_query(show)
+    tag = add_command(commands, "tag", run_tag, "put keywords on messages and take them off")
+    tag.usage = "mailfs tag +KEYWORD|-KEYWORD ... [--] QUERY ..."
+    tag.add_argument(
+        "words",
+        metavar="+KEYWORD|-KEYWORD ... [--] QUERY",
+        nargs=argparse.REMAINDER,
+        help="keywords to put on (+) and take off (-), then the query",
+    )
+
+
+def _limit(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"not a number of messages: {text}")
+    return int(text)
+
+
+def run_count(arguments: argparse.Namespace, root: Path) -> int:
+    from mailfs.store.store import Store
+
+    with Store.open(root) as store:
+        print(store.index.count(plan_of(arguments.query)))
+    return 0
+
+
+def run_search(arguments: argparse.Namespace, root: Path) -> int:
+    from mailfs.store.store import Store
+
+    with Store.open(root) as store:
+        docids = store.index.docids(plan_of(arguments.query), arguments.sort, arguments.limit)
+        if arguments.output == "files":
+            _print_files(store, docids)
+        elif arguments.output == "json":
+            _print_json(store, docids)
+        else:
+            seen: set[str] = set()
+            for summary in _summaries(store, docids):
+                for line in _lines(summary, arguments.output):
+                    if line not in seen:
+                        print(line)
+                    if arguments.output in ("threads", "tags"):
+                        seen.add(line)
+    return 0
+
+
+def _summaries(store: "Store", docids: Sequence[Docid]) -> Iterator["Summary"]:
+    for start in range(0, len(docids), _SUMMARY_SLICE):
+        yield from store.index.summaries(docids[start : start + _SUMMARY_SLICE])
+
+
+def _words(summary: "Summary") -> list[str]:
+    """All keywords of a message, the system's first."""
+    return [*keywords_of_flags(summary.flags), *summary.keywords]
+
+
+def _lines(summary: "Summary", output: str) -> list[str]:
+    if output == "threads":
+        return [f"thread:{summary.thread}"]
+    if output == "tags":
+        return _words(summary)
+    if output == "messages":
+        return [f"id:{summary.message_id}"] if summary.message_id else []
+    day = time.strftime("%Y-%m-%d", time.localtime(summary.date))
+    sender = summary.sender.partition("<")[0].strip().strip('"') or summary.sender
+    words = " ".join(_words(summary))
+    return [f"{summary.docid:>7}  {day}  {sender[:24]:<24}  {summary.subject}  ({words})"]
+
+
+def _print_files(store: "Store", docids: Sequence[Docid]) -> None:
+    """Paths below the mount point, in the view `all`."""
+    from mailfs.message.keywords import RECENT
+    from mailfs.message.maildir import Base, format_base, format_name
+
+    for docid in docids:
+        entry = store.index.entry(docid)
+        is_new = bool(entry.flags & RECENT)
+        base = Base(entry.received_ns // 10**9, docid, store.layout.store_id, entry.size)
+        name = format_name(format_base(base), entry.flags, in_new=is_new)
+        print(f"all/{'new' if is_new else 'cur'}/{name.decode()}")
+
+
+def _print_json(store: "Store", docids: Sequence[Docid]) -> None:
+    rows = [
+        {
+            "docid": summary.docid,
+            "message_id": summary.message_id,
+            "date": summary.date,
+            "from": summary.sender,
+            "to": summary.recipient,
+            "subject": summary.subject,
+            "keywords": _words(summary),
+            "size": summary.size,
+            "blobs": summary.blobs,
+            "thread": summary.thread,
+        }
+        for summary in _summaries(store, docids)
+    ]
+    print(json.dumps(rows, ensure_ascii=False, indent=1))
+
+
+def run_show(arguments: argparse.Namespace, root: Path) -> int:
+    from mailfs.store.store import Store
+
+    with Store.open(root) as store:
+        docids = store.index.docids(plan_of(arguments.query), "oldest-first", arguments.limit)
+        if not docids:
+            print("mailfs show: no message matches", file=sys.stderr)
+            return EX_NOINPUT
+        if arguments.format == "raw" and len(docids) > 1:
+            raise UsageError(f"--format=raw prints one message; {len(docids)} match")
+        for summary in _summaries(store, docids):
+            raw = store.load(summary.docid)
+            if arguments.format == "text":
+                print(_as_text(raw, summary))
+            else:
+                sys.stdout.buffer.write(
+                    raw if arguments.format == "raw" else _as_mbox(raw, summary)
+                )
+        sys.stdout.buffer.flush()
+    return 0
+
+
+def _as_text(raw: bytes, summary: "Summary") -> str:
+    from mailfs.message.parse import parse_message
+
+    parsed = parse_message(raw)
+    date = time.strftime("%a, %d %b %Y %H:%M:%S %z", time.localtime(summary.date))
+    fields = {
+        "From": parsed.sender,
+        "To": parsed.recipient,
+        "Cc": parsed.cc,
+        "Date": date,
+        "Subject": parsed.subject,
+        "Message-ID": f"<{parsed.message_id}>" if parsed.message_id else "",
+        "Keywords": " ".join(_words(summary)),
+        "Attachments": parsed.attachment.replace("\n", ", "),
+    }
+    head = "\n".join(f"{name}: {value}" for name, value in fields.items() if value)
+    # A terminal obeys control signs; mail must not command it.
+    body = "".join(sign for sign in parsed.body if sign in "\n\t" or sign.isprintable())
+    return f"{head}\n\n{body.rstrip()}\n\n"
+
+
+def _as_mbox(raw: bytes, summary: "Summary") -> bytes:
+    """mboxrd: one `>` more before every `From `, whatever stands before it."""
+    import re
+
+    moment = time.strftime("%a %b %d %H:%M:%S %Y", time.gmtime(summary.date))
+    quoted = re.sub(rb"^(>*From )", rb">\1", raw, flags=re.MULTILINE)
+    end = b"\n" if quoted.endswith(b"\n") else b"\n\n"
+    return f"From mailfs@localhost {moment}\n".encode() + quoted + end
+
+
+def run_tag(arguments: argparse.Namespace, root: Path) -> int:
+    from mailfs.store.store import Store
+
+    add, remove, query = split_tag_words(arguments.words)
+    add_flags, add_keywords = split_keywords(add)
+    remove_flags, remove_keywords = split_keywords(remove)
+    with Store.open(root) as store:
+        docids = store.index.docids(plan_of(query))
+        for start in range(0, len(docids), _TAG_SLICE):
+            with store.writer.transaction("tag", durable=False) as transaction:
+                for docid in docids[start : start + _TAG_SLICE]:
+                    transaction.edit_flags(docid, add_flags, remove_flags)
+                    transaction.edit_keywords(docid, add_keywords, remove_keywords)
+        store.writer.sync()
+    return 0
+
+
+def split_tag_words(words: list[str]) -> tuple[list[Keyword], list[Keyword], list[str]]:
+    """What to put on, what to take off, and the query. +unread is -seen."""
+    add: list[Keyword] = []
+    remove: list[Keyword] = []
+    rest = list(words)
+    while rest and rest[0][:1] in ("+", "-") and rest[0] != "--":
+        word = rest.pop(0)
+        on = word[0] == "+"
+        if word[1:].lower() == UNREAD:
+            (remove if on else add).append(next(iter(keywords_of_flags(SEEN))))
+        else:
+            (add if on else remove).append(parse_keyword(word[1:]))
+    if rest and rest[0] == "--":
+        rest.pop(0)
+    if not add and not remove:
+        raise UsageError("name at least one +KEYWORD or -KEYWORD before the query")
+    if not rest:
+        raise UsageError("name the messages: a query, or * for all")
+    return add, remove, rest
