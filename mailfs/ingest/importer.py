@@ -18,8 +18,9 @@ from mailfs.store.writer import Outcome, Transaction
 
 # The lock is let go after this long, so that a flag changed meanwhile does not wait longer.
 SLICE_S = 0.08
-# At least this many messages share one commit and its two syncs.
+# So many messages, or bytes of them, share one commit and its two syncs.
 SLICE_MESSAGES = 256
+SLICE_BYTES = 16 << 20
 LOCK_DEADLINE_S = 60.0
 
 
@@ -96,11 +97,13 @@ class Importer:
         Nothing is waited for while the lock is held: a slice is made of what has been prepared.
         """
         ready: list[Prepared | SourceProblem] = []
+        size_bytes = 0
         for batch in batches:
             ready += batch
-            if len(ready) >= SLICE_MESSAGES:
+            size_bytes += sum(len(item.new.record) for item in batch if isinstance(item, Prepared))
+            if len(ready) >= SLICE_MESSAGES or size_bytes >= SLICE_BYTES:
                 yield from self._add_ready(ready)
-                ready = []
+                ready, size_bytes = [], 0
         yield from self._add_ready(ready)
 
     def _add_ready(self, ready: list[Prepared | SourceProblem]) -> Iterator[Progress]:

@@ -18,8 +18,11 @@ from mailfs.ingest.importer import Labels, Prepared, prepare_ref
 from mailfs.ingest.mailboxes import SourceProblem, SourceRef
 
 BATCH_MESSAGES = 64
-# One batch being worked on and one waiting: a worker is never idle, and memory stays bounded.
+# One batch being worked on and one waiting: a worker is never idle.
 _AHEAD = 2
+# An answer is sent in pieces of about this size: the pipe makes a worker wait, so that 64 large attachments
+# are never in memory at once.
+_PIECE_BYTES = 4 << 20
 _END_DEADLINE_S = 5.0
 
 
@@ -81,14 +84,21 @@ class Workers:
             if not turns:
                 return
             pipe = turns.popleft()
-            try:
-                yield pipe.recv()
-            except EOFError:
-                raise WorkersDied(
-                    "a process that parses mail has died (out of memory?); what was imported is safe: "
-                    "run the import again to go on"
-                ) from None
+            yield from _receive(pipe)
             everyone.append(pipe)
+
+
+def _receive(pipe: Connection) -> Iterator[list[Prepared | SourceProblem]]:
+    is_last = False
+    while not is_last:
+        try:
+            piece, is_last = pipe.recv()
+        except (EOFError, ConnectionResetError):
+            raise WorkersDied(
+                "a process that parses mail has died (out of memory?); what was imported is safe: "
+                "run the import again to go on"
+            ) from None
+        yield piece
 
 
 def _work(pipe: Connection, parents_end: Connection, labels: Labels) -> None:
@@ -97,12 +107,20 @@ def _work(pipe: Connection, parents_end: Connection, labels: Labels) -> None:
     parents_end.close()
     try:
         while True:
-            batch: list[SourceRef | SourceProblem] = pipe.recv()
-            pipe.send(
-                [
-                    item if isinstance(item, SourceProblem) else prepare_ref(item, labels)
-                    for item in batch
-                ]
-            )
+            _answer(pipe, pipe.recv(), labels)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         os._exit(0)
+
+
+def _answer(pipe: Connection, batch: list[SourceRef | SourceProblem], labels: Labels) -> None:
+    piece: list[Prepared | SourceProblem] = []
+    size_bytes = 0
+    for item in batch:
+        prepared = item if isinstance(item, SourceProblem) else prepare_ref(item, labels)
+        piece.append(prepared)
+        if isinstance(prepared, Prepared):
+            size_bytes += len(prepared.new.record)
+        if size_bytes >= _PIECE_BYTES:
+            pipe.send((piece, False))
+            piece, size_bytes = [], 0
+    pipe.send((piece, True))
