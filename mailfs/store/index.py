@@ -114,6 +114,7 @@ class Index:
         return int(self._rows("PRAGMA data_version")[0][0])
 
     def state(self) -> State:
+        """The last modseqs given. Raises Corrupt when the index has no state."""
         rows = self._rows("SELECT modseq, searches_modseq FROM state")
         if not rows:
             raise Corrupt(f"the index {self._path} has no state row")
@@ -140,12 +141,10 @@ class Index:
             ):
                 yield EntryRow(*row)
 
-    def entry(self, docid: Docid) -> EntryRow:
-        """One live message. Raises NoSuchMessage."""
-        rows = self._rows(
-            f"SELECT {_ENTRY_COLUMNS} FROM message WHERE docid = ? AND expunged = 0", (docid,)
-        )
-        if not rows:
+    def entry(self, docid: Docid, *, live: bool = True) -> EntryRow:
+        """One message, alive unless `live` is False. Raises NoSuchMessage."""
+        rows = self._rows(f"SELECT {_ENTRY_COLUMNS} FROM message WHERE docid = ?", (docid,))
+        if not rows or (live and rows[0][2]):
             raise NoSuchMessage(f"no message {docid}")
         return EntryRow(*rows[0])
 

@@ -11,7 +11,7 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from mailfs.errors import FormatTooNew, StoreError, StoreMissing
+from mailfs.errors import FormatTooNew, StoreError, StoreExists, StoreMissing
 from mailfs.ids import PackNumber
 from mailfs.store.schema import FORMAT_VERSION
 
@@ -47,17 +47,17 @@ class Layout:
 def new_layout(root: Path) -> Layout:
     """Make the folders of a store and choose its id; `format` is not written yet.
 
-    Raises StoreError when something else than a half-made store is there.
+    Raises StoreExists when something else than a half-made store is there.
     """
     if (root / "format").exists():
-        raise StoreError(f"{root} is a mailfs store already")
+        raise StoreExists(f"{root} is a mailfs store already")
     foreign = [
         name
         for name in (os.listdir(root) if root.exists() else [])
-        if name != "packs" and name != "lock" and not name.startswith("index.sqlite3")
+        if name not in ("packs", "lock", "format.new") and not name.startswith("index.sqlite3")
     ]
     if foreign:
-        raise StoreError(f"{root} is not empty (it holds {foreign[0]}): name a new folder")
+        raise StoreExists(f"{root} is not empty (it holds {foreign[0]}): name a new folder")
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     root.chmod(0o700)
     layout = Layout(root, _new_store_id())

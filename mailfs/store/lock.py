@@ -3,13 +3,13 @@
 The kernel drops the lock when its holder dies, so there are no stale locks. Waiting is fair because a
 waiter first takes the *gate*, an flock on the store's folder: a bulk writer that releases between two
 slices cannot take the lock again before the one who stands at the gate has had it.
-The files are opened for each acquisition, so that a forked child never holds a lock it does not know of.
+The files are opened for each acquisition and unlocked explicitly, so that a forked child never holds a lock it does not
+know of.
 """
 
 import fcntl
 import json
 import os
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -46,7 +46,9 @@ class WriterLock:
                 _write_owner(fd, purpose)
                 yield
             finally:
-                os.close(fd)  # drops the lock
+                # Closing is not enough: a child forked meanwhile has the same open file.
+                fcntl.flock(fd, fcntl.LOCK_UN)
+                os.close(fd)
         finally:
             self._within_process.release()
 
@@ -80,7 +82,7 @@ def _flock_until(fd: int, give_up: float) -> bool:
 def _write_owner(fd: int, purpose: str) -> None:
     owner = {
         "pid": os.getpid(),
-        "command": os.path.basename(sys.argv[0] or "python"),
+        "command": Path("/proc/self/comm").read_text(errors="replace").strip(),
         "purpose": purpose,
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
     }

@@ -27,6 +27,9 @@ PACK_HEAD = b"mailfs pack 1\n".ljust(16, b"\0")
 PACK_LIMIT_BYTES = 256 * 1024 * 1024
 
 
+_APPEND_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
 class Location(NamedTuple):
     """Where a record lies. `stored` counts header and payload; `raw` is the message's length."""
 
@@ -68,6 +71,10 @@ class PackReader:
                 fd = kept
         return fd
 
+    def head(self, pack: PackNumber) -> bytes:
+        """The line a pack begins with; PACK_HEAD in a sound one."""
+        return os.pread(self._fd(pack), len(PACK_HEAD), 0)
+
     def load(self, location: Location) -> bytes:
         """A whole message, checked against its hash. One pread(2). Raises Corrupt."""
         record = os.pread(self._fd(location.pack), location.stored, location.offset)
@@ -106,24 +113,33 @@ class PackReader:
 class PackAppender:
     """Appends to the newest pack during one write transaction, and can take it all back.
 
-    The caller holds the writer lock. After sync() the records survive power loss.
+    The caller holds the writer lock. After sync() the records survive power loss. rollback() and close() may
+    be called after any error, also of open().
     """
 
-    def __init__(self, layout: Layout, reader: PackReader, pack: PackNumber, size: int) -> None:
-        """`pack` and `size` are the newest pack's number and acknowledged end; (0, 0) in a new store."""
+    def __init__(self, layout: Layout, reader: PackReader) -> None:
         self._layout = layout
-        self._fd = -1
-        self._dirty = False
-        self._new_packs: list[PackNumber] = []
         self._reader = reader
-        self.pack, self.size = pack, size
+        self._fd = -1
+        self._is_dirty = False
+        self._new_packs: list[PackNumber] = []
+        # The pack that was there before and where it ended; None when nothing is appended to it.
+        self._continued: tuple[PackNumber, int] | None = None
+        self.pack, self.size = PackNumber(0), 0
         self.finished: list[tuple[PackNumber, int]] = []
+
+    def open(self, pack: PackNumber, size: int) -> None:
+        """Get ready. `pack` and `size` are the newest pack and its acknowledged end; (0, 0) in a new store."""
         if pack == 0 or size >= PACK_LIMIT_BYTES:
             self._begin_pack(PackNumber(pack + 1))
-        else:
-            self._fd = os.open(layout.pack(pack), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-            self._cut_torn_tail()
-        self._first = (pack, self.size)
+            return
+        self.pack, self.size = pack, size
+        try:
+            self._fd = os.open(self._layout.pack(pack), _APPEND_FLAGS)
+        except OSError as error:
+            raise _storage_error(error, f"cannot open pack {pack}") from error
+        self._cut_torn_tail()
+        self._continued = (pack, self.size)
 
     def _begin_pack(self, number: PackNumber) -> None:
         if self._fd >= 0:
@@ -131,10 +147,11 @@ class PackAppender:
             os.close(self._fd)
             self._fd = -1
             self.finished.append((self.pack, self.size))
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         while self._fd < 0:
             try:
-                self._fd = os.open(self._layout.pack(number), flags, 0o600)
+                self._fd = os.open(
+                    self._layout.pack(number), _APPEND_FLAGS | os.O_CREAT | os.O_EXCL, 0o600
+                )
             except FileExistsError:
                 # Left by a writer that died before its commit, or the index is older than the packs:
                 # what is in it is not ours to destroy.
@@ -144,7 +161,10 @@ class PackAppender:
         self._new_packs.append(number)
         self.pack, self.size = number, 0
         self._write(PACK_HEAD)
-        sync_directory(self._layout.packs)
+        try:
+            sync_directory(self._layout.packs)
+        except OSError as error:
+            raise _storage_error(error, f"cannot sync {self._layout.packs}") from error
 
     def _cut_torn_tail(self) -> None:
         length = os.fstat(self._fd).st_size
@@ -170,7 +190,7 @@ class PackAppender:
         return Location(self.pack, offset, len(record), parse_header(record).raw)
 
     def _write(self, data: bytes) -> None:
-        self._dirty = True
+        self._is_dirty = True
         view = memoryview(data)
         position = self.size
         try:
@@ -192,26 +212,25 @@ class PackAppender:
 
     def sync(self) -> None:
         """Make everything appended durable. Raises StoreError or StoreFull; then call rollback()."""
-        if self._dirty:
+        if self._is_dirty:
             self._sync_file()
-            self._dirty = False
+            self._is_dirty = False
 
     def rollback(self) -> None:
         """Take back everything appended; the packs end where they did."""
-        pack, size = self._first
         for number in self._new_packs:
             self._reader.forget(number)
             self._layout.pack(number).unlink(missing_ok=True)
-        if pack and pack not in self._new_packs:
-            fd = os.open(self._layout.pack(pack), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-            try:
-                if os.fstat(fd).st_size > size:
-                    os.ftruncate(fd, size)
-            finally:
-                os.close(fd)
+        if self._continued is not None:
+            pack, size = self._continued
+            path = self._layout.pack(pack)
+            if path.stat().st_size > size:
+                os.truncate(path, size)
 
     def close(self) -> None:
-        os.close(self._fd)
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 def _storage_error(error: OSError, what: str) -> StoreError:

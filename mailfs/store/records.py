@@ -148,6 +148,8 @@ class Chain:
         for length in self._lengths:
             self._starts.append(start)
             start += length
+        if start != header.stored:
+            raise Corrupt("a chain's frames are not as long as its record")
 
     def frame(self, number: int) -> bytes:
         """The raw bytes of one frame, checked by zstd's checksum."""

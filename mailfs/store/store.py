@@ -23,7 +23,7 @@ class Store:
 
     @classmethod
     def create(cls, root: Path) -> "Store":
-        """Make a store, durably, and open it. Raises StoreError when something else is there."""
+        """Make a store, durably, and open it. Raises StoreExists when something else is there."""
         layout = new_layout(root)
         create_tables(layout.index, time.time_ns())
         sync_directory(layout.root)

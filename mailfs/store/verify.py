@@ -219,6 +219,8 @@ def _check_pack(store: Store, pack: PackNumber, size: int, known: set[object]) -
     where = store.layout.pack(pack).name
     end = len(PACK_HEAD)
     try:
+        if store.packs.head(pack) != PACK_HEAD:
+            yield _problem(where, "does not begin as a pack does")
         for offset, header in store.packs.iter_records(pack):
             end = offset + HEADER_BYTES + header.stored
             if offset not in known:

@@ -124,7 +124,8 @@ class Transaction:
                 "SELECT pack, size FROM pack ORDER BY pack DESC LIMIT 1"
             ).fetchone()
             pack, size = newest or (0, 0)
-            self._appender = PackAppender(self._layout, self._packs, PackNumber(pack), size)
+            self._appender = PackAppender(self._layout, self._packs)
+            self._appender.open(PackNumber(pack), size)
         where = self._appender.append(new.record)
         self._sql.execute(
             "INSERT INTO blob(hash, pack, offset, stored, raw) VALUES (?, ?, ?, ?, ?)",
@@ -196,7 +197,12 @@ class Transaction:
     def edit_keywords(
         self, docid: Docid, add: Iterable[Keyword] = (), remove: Iterable[Keyword] = ()
     ) -> bool:
-        """Put the user's own keywords on a message and take others off; False where nothing changed."""
+        """Put the user's own keywords on a message and take others off; False where nothing changed.
+
+        Raises NoSuchMessage.
+        """
+        if not self._sql.execute("SELECT 1 FROM message WHERE docid = ?", (docid,)).fetchone():
+            raise NoSuchMessage(f"no message {docid}")
         changed = False
         for keyword in add:
             changed |= self._link(docid, keyword)
@@ -317,6 +323,11 @@ class Transaction:
             self._sql.execute("UPDATE state SET modseq = ?", (self.modseq,))
         self._sql.execute("COMMIT" if self.changed or self._wrote_view_states else "ROLLBACK")
 
+    def is_committed(self) -> bool:
+        """What the index says, which knows best: an interrupt may come right behind the COMMIT."""
+        row = self._sql.execute("SELECT modseq FROM state").fetchone()
+        return row is None or row[0] == self.modseq
+
     def take_back_packs(self) -> None:
         if self._appender is not None:
             self._appender.rollback()
@@ -359,7 +370,7 @@ class Writer:
             except BaseException:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
-                if transaction is not None:
+                if transaction is not None and not transaction.is_committed():
                     transaction.take_back_packs()
                 raise
             finally:
