@@ -67,18 +67,21 @@ class Handles:
         return Fh(self._last)
 
     def open_message(self, handle: MessageHandle) -> Fh:
+        """A new file handle for it; the message counts as open once more."""
         fh = self._next()
         self.messages[fh] = handle
         self.open_counts[handle.ino] = self.open_counts.get(handle.ino, 0) + 1
         return fh
 
     def close_message(self, fh: Fh) -> None:
+        """Forget a file handle. The kernel releases each one once."""
         handle = self.messages.pop(fh)
         count = self.open_counts.pop(handle.ino) - 1
         if count:
             self.open_counts[handle.ino] = count
 
     def open_directory(self, handle: DirectoryHandle) -> Fh:
+        """A new file handle for it."""
         fh = self._next()
         self.directories[fh] = handle
         return fh

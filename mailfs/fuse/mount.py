@@ -87,9 +87,12 @@ class Session:
         try:
             pyfuse3.init(self._operations, str(self._options.mountpoint), fuse_options)
         except (RuntimeError, OSError) as error:
+            hint = "are /dev/fuse and the mount point yours to use?"
+            if self._options.options:
+                hint = f"does FUSE know the options {','.join(self._options.options)}?"
             raise MountError(
-                f"cannot mount at {self._options.mountpoint}: {error} "
-                "(are /dev/fuse and the mount point yours to use?)"
+                f"cannot mount at {self._options.mountpoint}: {error} ({hint} "
+                f"fusermount3 may have said more in {self._store.layout.root / 'mount.log'})"
             ) from error
 
     async def _serve(self) -> None:

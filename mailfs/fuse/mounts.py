@@ -133,9 +133,9 @@ def clear_mountpoint(mountpoint: Path) -> None:
         run_fusermount(mountpoint, lazy=True)
     elif find_mounted_or_none(mountpoint) is not None:
         raise MountError(f"a mailfs is mounted at {mountpoint} already")
-    if not mountpoint.exists():
-        mountpoint.mkdir(mode=0o700, parents=True)
-    if not mountpoint.is_dir():
-        raise MountError(f"{mountpoint} is not a directory")
+    try:
+        mountpoint.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise MountError(f"{mountpoint} cannot be a mount point: {error.strerror}") from None
     if not os.access("/dev/fuse", os.F_OK):
         raise MountError("/dev/fuse is missing: load the kernel module fuse")

@@ -25,6 +25,7 @@ from mailfs.errors import Busy, EditRefused, MailfsError, NotFound
 from mailfs.fuse.handles import DirectoryHandle, Handles, MessageHandle
 from mailfs.fuse.notify import Notifier
 from mailfs.ids import Docid, Fh, Ino
+from mailfs.message.maildir import split_name
 from mailfs.store.records import FRAME_BYTES
 from mailfs.views.edits import (
     Edit,
@@ -152,6 +153,7 @@ class Operations(pyfuse3.Operations):
 
     def _fill(self, attributes: Attributes) -> EntryAttributes:
         entry = self._directory_entry if attributes.is_directory else self._entry
+        entry.entry_timeout = CACHE_S
         entry.st_ino = attributes.ino
         entry.st_nlink = attributes.nlink
         entry.st_size = attributes.size
@@ -188,16 +190,24 @@ class Operations(pyfuse3.Operations):
         if child is not None:
             return self._directory_answer(child)
         docid = self.tree.lookup_message(directory, name)
-        if directory.view is not None:
-            directory.view.use()
-        return self._fill(self.tree.message_attributes(docid))
+        view = directory.view
+        assert view is not None
+        view.use()
+        answer = self._fill(self.tree.message_attributes(docid))
+        # The kernel keeps a name only if it will be told when it is gone: not in a view that is not
+        # followed yet, and not one that we only understand.
+        will_be_told = view.is_loaded and name == self.tree.current_name(docid)
+        answer.entry_timeout = CACHE_S if will_be_told else 0
+        return answer
 
     @handler
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+        self.sync_tree()
         docid = docid_of_or_none(inode)
         if docid is not None:
+            if docid not in self.tree.facts and self.handles.open_counts.get(Ino(inode)):
+                return self._fill(self.tree.expunged_attributes(docid))
             return self._fill(self.tree.message_attributes(docid))
-        self.sync_tree()
         directory = self.tree.directory(inode)
         if directory.kind == Kind.CUR and directory.view is not None:
             directory.view.use()
@@ -277,6 +287,7 @@ class Operations(pyfuse3.Operations):
         size, received_ns, changed_ns = facts.size, facts.received_ns, facts.changed_ns
         base_ino = message_ino(0)
         entry.st_nlink = 1
+        entry.entry_timeout = CACHE_S
         for docid, name in self.tree.iter_messages(directory, after):
             length = size[docid]
             entry.st_ino = base_ino + docid
@@ -349,6 +360,13 @@ class Operations(pyfuse3.Operations):
         if edit is not None:
             edit.origin.view.use()
             await self._edit(edit, edit.origin)
+        self._take_back(new_directory, name_new)
+
+    def _take_back(self, directory: Directory, name: bytes) -> None:
+        """After a rename the kernel believes in the client's name; when we show another, it must forget it."""
+        docid = self.tree.docid_of_base_or_none(split_name(name).base)
+        if docid is None or name != self.tree.current_name(docid):
+            self.publish([Invalidation(directory.ino, name)])
 
     @handler
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:

@@ -148,7 +148,7 @@ def plan_mkdir(tree: Tree, parent: Directory, name: bytes) -> NewSearch:
 
 
 def _query_of_folder(path: str, text: str) -> str:
-    if any(sign in ' :*"()' for sign in text):
+    if any(sign in ':*"()' for sign in text):
         return text
     if path == text and (text.lower() == UNREAD or f"${text.lower()}" in SYSTEM_KEYWORDS):
         return f"is:{text.lower()}"

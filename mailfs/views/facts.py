@@ -38,6 +38,12 @@ class Facts:
         with self._lock:
             self._put(row)
 
+    def drop(self, docid: Docid) -> None:
+        """Make a message absent: it was expunged."""
+        with self._lock:
+            if docid in self:
+                self.flags[docid] = 0
+
     def fill(self, rows: Iterable[EntryRow]) -> None:
         """Set the facts of messages that are absent; what is present may be newer and stays."""
         with self._lock:

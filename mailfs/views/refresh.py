@@ -87,18 +87,30 @@ def install(tree: Tree, view: View, evaluation: Evaluation) -> list[Invalidation
     else:
         view.load(evaluation)
     missed = tree.store.index.changes_since(evaluation.modseq)
-    return invalidations + _update_view(tree, view, missed, None)
+    invalidations += _update_view(tree, view, missed, None)
+    # What was read for the evaluation may be older than a change of a message nobody had shown till then.
+    _update_facts(tree, missed)
+    return invalidations
+
+
+def _update_facts(tree: Tree, rows: list[EntryRow]) -> None:
+    for row in rows:
+        if row.expunged:
+            tree.facts.drop(row.docid)
+        elif row.docid in tree.facts:
+            tree.facts.put(row)
 
 
 def _replace(tree: Tree, view: View, evaluation: Evaluation) -> list[Invalidation]:
-    before, after = set(view.docids), set(evaluation.docids)
+    before, after = set(map(Docid, view.docids)), set(map(Docid, evaluation.docids))
     invalidations = [
         _leave(tree, view, docid, tree.facts.flags_of(docid))
-        for docid in map(Docid, sorted(before - after - view.lingering))
+        for docid in sorted(before - after - view.lingering)
     ]
-    for docid in map(Docid, sorted(after - before)):
+    for docid in sorted(after - before):
         view.add(docid)
         view.touch(in_new=bool(tree.facts.flags_of(docid) & RECENT))
+    view.lingering -= after
     view.evaluated_modseq = evaluation.modseq
     view.evaluated_s = time.monotonic()
     return invalidations
@@ -123,9 +135,7 @@ def refresh(tree: Tree, origin: Origin | None = None) -> list[Invalidation]:
                 elif rows:
                     view.touch(in_new=True)
                     view.touch(in_new=False)
-            for row in rows:
-                if row.docid in tree.facts:
-                    tree.facts.put(row)
+            _update_facts(tree, rows)
     tree.data_version = data_version
     tree.modseq, tree.searches_modseq = state
     return invalidations

@@ -110,6 +110,7 @@ class Tree:
         self._by_ino: dict[Ino, Directory] = {}
         self._children: dict[str, dict[bytes, Directory]] = {}
         self._folder_inos: dict[str, Ino] = {"": ROOT_INO}
+        self._mtimes_ns: dict[str, int] = {}
         self.data_version = store.index.data_version()
         self.modseq, self.searches_modseq = store.index.state()
         self.reload_searches()
@@ -127,11 +128,26 @@ class Tree:
                 self.views[search.name] = self._view_of(search, before.get(search.search_id))
             except QuerySyntaxError as error:
                 self.problems[search.name] = str(error)
+        children_before = {path: set(names) for path, names in self._children.items()}
         self._by_ino.clear()
         self._children = {"": {}}
         self._place_folder("")
         for name, view in sorted(self.views.items()):
             self._place_view(name, view)
+        self._move_mtimes(children_before)
+
+    def _move_mtimes(self, children_before: dict[str, set[bytes]]) -> None:
+        """The times of directories that hold directories: of the newest search in them, then of changes seen."""
+        for path, names in self._children.items():
+            if path not in self._mtimes_ns:
+                within = [
+                    view.search.changed_ns
+                    for name, view in self.views.items()
+                    if not path or name == path or name.startswith(path + "/")
+                ]
+                self._mtimes_ns[path] = max(within, default=self._searches_changed_ns)
+            elif children_before.get(path) != set(names):
+                self._mtimes_ns[path] = max(self._searches_changed_ns, self._mtimes_ns[path] + 1)
 
     def _view_of(self, search: SavedSearch, before: View | None) -> View:
         if before is not None and before.search == search:
@@ -186,16 +202,13 @@ class Tree:
         return found
 
     def parent(self, directory: Directory) -> Directory:
-        """The directory above; the root is its own."""
-        if directory.kind in (Kind.CUR, Kind.NEW, Kind.TMP):
-            return self._at(directory.path)
-        return self._at(directory.path.rpartition("/")[0])
-
-    def _at(self, path: str) -> Directory:
-        if not path:
-            return self._by_ino[ROOT_INO]
+        """The directory above; the root is its own, and that of what was forgotten is the root."""
+        path = directory.path
+        if directory.kind not in (Kind.CUR, Kind.NEW, Kind.TMP):
+            path = path.rpartition("/")[0]
         above, _, part = path.rpartition("/")
-        return self._children[above][part.encode()]
+        found = self._children.get(above, {}).get(part.encode())
+        return self._by_ino[ROOT_INO] if found is None else found
 
     def entries(self, directory: Directory) -> list[Entry]:
         """The directories in a directory, by name; empty for cur, new and tmp."""
@@ -213,9 +226,9 @@ class Tree:
         view = directory.view
         nlink = 2
         if directory.kind in (Kind.VIEW, Kind.FOLDER):
-            nlink += len(self._children[directory.path])
-        if view is None:
-            mtime_ns = self._searches_changed_ns
+            nlink += len(self._children.get(directory.path, ()))
+        if view is None or directory.kind == Kind.VIEW:
+            mtime_ns = self._mtimes_ns.get(directory.path, self._searches_changed_ns)
         elif directory.kind == Kind.NEW:
             mtime_ns = view.new_mtime_ns
         elif directory.kind == Kind.CUR:
@@ -225,6 +238,12 @@ class Tree:
         return Attributes(directory.ino, True, nlink, 4096, mtime_ns, mtime_ns)
 
     # --- messages
+
+    def expunged_attributes(self, docid: Docid) -> Attributes:
+        """Of a message that some client has still open: no name is left of it. Raises NoSuchMessage."""
+        row = self.store.index.entry(docid, live=False)
+        ino = message_ino(docid)
+        return Attributes(ino, False, 0, row.size, row.received_ns, row.changed_ns)
 
     def message_attributes(self, docid: Docid) -> Attributes:
         """Raises NoSuchMessage for one that is expunged or unknown."""
@@ -250,6 +269,10 @@ class Tree:
     def name_of(self, docid: Docid, flags: int) -> bytes:
         """The entry name with these flags."""
         return format_name(self.base_of(docid), flags, in_new=bool(flags & RECENT))
+
+    def current_name(self, docid: Docid) -> bytes:
+        """The entry name a listing shows now. The docid must be in `facts`."""
+        return self.name_of(docid, self.facts.flags_of(docid))
 
     def docid_of_base_or_none(self, base: bytes) -> Docid | None:
         """The live message a base name means; None unless it is exactly its canonical base."""
