@@ -64,6 +64,13 @@ class StoreMissing(StoreError):
     exit_code = EX_NOINPUT
 
 
+class StoreExists(StoreError):
+    """Something is where a store was to be made."""
+
+    errno = EEXIST
+    exit_code = EX_CANTCREAT
+
+
 class FormatTooNew(StoreError):
     """The store, or the SQLite library, is of a version this program must not write with."""
 

@@ -1,10 +1,13 @@
 """What the command modules share: how a command is declared, and how a query is taken from its words."""
 
 import argparse
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
+
+from mailfs.errors import EX_USAGE
 
 if TYPE_CHECKING:
     from mailfs.search.plan import Plan
@@ -13,16 +16,50 @@ Commands = argparse._SubParsersAction  # argparse gives the type no public name
 Run = Callable[[argparse.Namespace, Path], int]
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse, with the exit code of sysexits.h and no guessing at cut-off options."""
+
+    def __init__(
+        self,
+        prog: str | None = None,
+        *,
+        description: str | None = None,
+        epilog: str | None = None,
+    ) -> None:
+        super().__init__(prog, description=description, epilog=epilog, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(EX_USAGE, f"{self.prog}: {message}\n")
+
+    def count_options(self, arguments: Sequence[str]) -> int:
+        """How many words at the start are options of this parser and their values."""
+        position = 0
+        while position < len(arguments):
+            word = arguments[position]
+            name, is_joined, _ = word.partition("=") if word[:2] == "--" else (word, "", "")
+            action = self._option_string_actions.get(name)
+            if action is not None:
+                position += 1 if is_joined or action.nargs == 0 else 2
+            elif word[:2] == "--" and word != "--":
+                position += 1  # a long option that is none: argparse complains of it
+            else:
+                break
+        return position
+
+
 def add_command(
-    commands: "Commands[argparse.ArgumentParser]", name: str, run: Run, summary: str
+    commands: "Commands[Parser]", name: str, run: Run, summary: str
 ) -> argparse.ArgumentParser:
     """Declare a command; `summary` is its line in --help."""
     parser = commands.add_parser(name, help=summary, description=summary)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, takes_words=False)
     return parser
 
 
 def add_query(parser: argparse.ArgumentParser) -> None:
+    """The rest of the line is a query, also words that begin with `-`."""
+    parser.set_defaults(takes_words=True)
     parser.add_argument("query", metavar="QUERY", nargs="+", help="see mailfs-search(7)")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mailfs.cli.commands import Commands, add_command
+from mailfs.cli.commands import Commands, Parser, add_command
 from mailfs.errors import EX_IOERR, UsageError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _ACCOUNT_NAMES = frozenset({"maildir", ".maildir", "mail", ".mail", "inbox", "mb
 _PROBLEMS_SHOWN = 20
 
 
-def add_commands(commands: "Commands[argparse.ArgumentParser]") -> None:
+def add_commands(commands: "Commands[Parser]") -> None:
     parser = add_command(
         commands, "import", run_import, "add the mail of Maildirs, mbox files, MH folders and files"
     )
@@ -46,15 +46,20 @@ def add_commands(commands: "Commands[argparse.ArgumentParser]") -> None:
 
 def run_import(arguments: argparse.Namespace, root: Path) -> int:
     from mailfs.ingest.importer import Labels
-    from mailfs.ingest.mailboxes import Format
+    from mailfs.ingest.mailboxes import Format, detect
     from mailfs.message.keywords import parse_keyword
     from mailfs.store.layout import open_layout
 
     keywords = tuple(map(parse_keyword, arguments.keywords))
     format = Format(arguments.format)
+    if "" in arguments.sources:
+        raise UsageError("a source has an empty name")
     if "-" in arguments.sources and len(arguments.sources) > 1:
         raise UsageError("standard input cannot be imported beside other sources")
-    open_layout(root)  # a missing store is told before anything is read
+    open_layout(root)  # what is missing is told before anything is read
+    for source in arguments.sources:
+        if source != "-":
+            detect(Path(source))
     unread = 0
     for source in arguments.sources:
         labels = Labels(root_folder(source), keywords, folders=not arguments.no_folders)
@@ -164,8 +169,8 @@ def _report(progress: "Progress", source: str, took_s: float) -> None:
         parts.append(f"{progress.expunged} were expunged here and stay so")
     if progress.problems:
         parts.append(f"{len(progress.problems)} not read")
-    rate = progress.seen / took_s if took_s > 0 else 0
-    print(
-        f"{source}: {', '.join(parts)} "
-        f"({progress.raw_bytes / 1e6:.1f} MB, {took_s:.1f} s, {rate:.0f} messages/s)"
-    )
+    size = progress.raw_bytes / 1e6
+    figures = [f"{size:.1f} MB" if size >= 1 else f"{size * 1000:.0f} kB", f"{took_s:.1f} s"]
+    if took_s >= 1:
+        figures.append(f"{progress.seen / took_s:.0f} messages/s")
+    print(f"{source}: {', '.join(parts)} ({', '.join(figures)})")

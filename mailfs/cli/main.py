@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from mailfs import __version__
 from mailfs.cli import importing, mounting, saving, searching, storing
+from mailfs.cli.commands import Commands, Parser
 from mailfs.errors import EX_OSERR, MailfsError
 
 EX_INTERRUPTED = 128 + signal.SIGINT
@@ -40,9 +41,9 @@ class VersionAction(argparse.Action):
         parser.exit()
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The whole command line; man/mailfs.1 is held against it by a test."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mailfs",
         description="A deduplicated mail store that shows every saved search as a live Maildir.",
         epilog="See mailfs(1), and mailfs-search(7) for the query language.",
@@ -60,11 +61,32 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """The arguments parsed; `-spam` in a query is a word of it, no option."""
+    parser = build_parser()
+    words = list(arguments)
+    start = parser.count_options(words) + 1
+    command = command_parsers(parser).get(words[start - 1]) if start <= len(words) else None
+    if command is not None and command.get_default("takes_words"):
+        start += command.count_options(words[start:])
+        if words[start : start + 1] != ["--"]:
+            words.insert(start, "--")
+    return parser.parse_args(words)
+
+
+def command_parsers(parser: Parser) -> dict[str, Parser]:
+    """The parsers of the commands, by name."""
+    for action in parser._actions:
+        if isinstance(action, Commands):
+            return dict(action.choices)
+    return {}
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run one command; its exit code, of sysexits.h."""
     # The store is nobody else's business, whatever the shell's umask.
     os.umask(0o077)
-    parsed = build_parser().parse_args(arguments)
+    parsed = parse_arguments(arguments)
     store = (parsed.store or default_store(dict(os.environ))).expanduser().absolute()
     try:
         code: int = parsed.run(parsed, store)

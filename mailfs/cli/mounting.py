@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from mailfs.cli.commands import Commands, add_command
+from mailfs.cli.commands import Commands, Parser, add_command
 from mailfs.errors import EX_SOFTWARE, EX_UNAVAILABLE, MailfsError
 
 log = logging.getLogger(__name__)
@@ -18,21 +18,29 @@ log = logging.getLogger(__name__)
 READY_DEADLINE_S = 60.0
 
 
-def add_commands(commands: "Commands[argparse.ArgumentParser]") -> None:
+def add_commands(commands: "Commands[Parser]") -> None:
     mount = add_command(commands, "mount", run_mount, "show the saved searches as Maildirs")
     mount.add_argument(
         "-f", "--foreground", action="store_true", help="stay in the foreground, log to stderr"
     )
     mount.add_argument(
-        "-o", dest="options", metavar="OPT", action="append", default=[], help="an option of FUSE"
+        "-o",
+        dest="options",
+        metavar="OPT",
+        action="append",
+        default=[],
+        help="an option of FUSE, such as allow_other",
     )
     mount.add_argument(
         "--no-drain", action="store_true", help="use pyfuse3's own request loop (slower)"
     )
     mount.add_argument("mountpoint", metavar="MOUNTPOINT", type=Path, help="made if it is missing")
-    umount = add_command(commands, "umount", run_umount, "unmount")
+    umount = add_command(commands, "umount", run_umount, "unmount, and wait for the daemon to end")
     umount.add_argument(
-        "-l", "--lazy", action="store_true", help="now, for clients that have files open later"
+        "-l",
+        "--lazy",
+        action="store_true",
+        help="take it away now, and let clients finish with the files they have open",
     )
     umount.add_argument("mountpoint", metavar="MOUNTPOINT", type=Path, help="where it is mounted")
 

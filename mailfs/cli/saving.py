@@ -4,12 +4,12 @@ import argparse
 import json
 from pathlib import Path
 
-from mailfs.cli.commands import Commands, add_command, add_query
+from mailfs.cli.commands import Commands, Parser, add_command, add_query
 
 ON_RM = ("unlink", "untag", "expunge", "refuse")
 
 
-def add_commands(commands: "Commands[argparse.ArgumentParser]") -> None:
+def add_commands(commands: "Commands[Parser]") -> None:
     save = add_command(commands, "save", run_save, "save a search; mounted, it is a Maildir")
     save.add_argument("--on-rm", choices=ON_RM, default="", help="what rm does in the view")
     save.add_argument("--replace", action="store_true", help="replace a search of this name")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mailfs.cli.commands import Commands, add_command, add_query, plan_of
+from mailfs.cli.commands import Commands, Parser, add_command, add_query, plan_of
 from mailfs.errors import EX_NOINPUT, UsageError
 from mailfs.ids import Docid, Keyword
 from mailfs.message.keywords import SEEN, UNREAD, keywords_of_flags, parse_keyword, split_keywords
@@ -25,7 +25,7 @@ _TAG_SLICE = 1000
 _SUMMARY_SLICE = 500
 
 
-def add_commands(commands: "Commands[argparse.ArgumentParser]") -> None:
+def add_commands(commands: "Commands[Parser]") -> None:
     search = add_command(commands, "search", run_search, "list the messages that match")
     search.add_argument("--output", choices=OUTPUTS, default="summary", help="what to print")
     search.add_argument("--sort", choices=SORTS, default="newest-first", help="in which order")
@@ -39,10 +39,11 @@ def add_commands(commands: "Commands[argparse.ArgumentParser]") -> None:
     add_query(show)
     tag = add_command(commands, "tag", run_tag, "put keywords on messages and take them off")
     tag.usage = "mailfs tag +KEYWORD|-KEYWORD ... [--] QUERY ..."
+    tag.set_defaults(takes_words=True)
     tag.add_argument(
         "words",
         metavar="+KEYWORD|-KEYWORD ... [--] QUERY",
-        nargs=argparse.REMAINDER,
+        nargs="+",
         help="keywords to put on (+) and take off (-), then the query",
     )
 
@@ -97,24 +98,31 @@ def _lines(summary: "Summary", output: str) -> list[str]:
     if output == "tags":
         return _words(summary)
     if output == "messages":
-        return [f"id:{summary.message_id}"] if summary.message_id else []
+        return [_harmless(f"id:{summary.message_id}")] if summary.message_id else []
     day = time.strftime("%Y-%m-%d", time.localtime(summary.date))
     sender = summary.sender.partition("<")[0].strip().strip('"') or summary.sender
     words = " ".join(_words(summary))
-    return [f"{summary.docid:>7}  {day}  {sender[:24]:<24}  {summary.subject}  ({words})"]
+    line = f"{summary.docid:>7}  {day}  {sender[:24]:<24}  {summary.subject}  ({words})"
+    return [_harmless(line)]
 
 
 def _print_files(store: "Store", docids: Sequence[Docid]) -> None:
-    """Paths below the mount point, in the view `all`."""
+    """Paths below the mount point, in the first view that shows everything."""
     from mailfs.message.keywords import RECENT
     from mailfs.message.maildir import Base, format_base, format_name
+    from mailfs.search.query import parse_query
+    from mailfs.search.tree import matches_everything
 
+    searches = store.index.searches()
+    everything = [search for search in searches if matches_everything(parse_query(search.query))]
+    if not everything:
+        raise UsageError("no saved search shows every message: mailfs save all '*'")
     for docid in docids:
         entry = store.index.entry(docid)
         is_new = bool(entry.flags & RECENT)
         base = Base(entry.received_ns // 10**9, docid, store.layout.store_id, entry.size)
         name = format_name(format_base(base), entry.flags, in_new=is_new)
-        print(f"all/{'new' if is_new else 'cur'}/{name.decode()}")
+        print(f"{everything[0].name}/{'new' if is_new else 'cur'}/{name.decode()}")
 
 
 def _print_json(store: "Store", docids: Sequence[Docid]) -> None:
@@ -174,9 +182,12 @@ def _as_text(raw: bytes, summary: "Summary") -> str:
         "Attachments": parsed.attachment.replace("\n", ", "),
     }
     head = "\n".join(f"{name}: {value}" for name, value in fields.items() if value)
-    # A terminal obeys control signs; mail must not command it.
-    body = "".join(sign for sign in parsed.body if sign in "\n\t" or sign.isprintable())
-    return f"{head}\n\n{body.rstrip()}\n\n"
+    return _harmless(f"{head}\n\n{parsed.body.rstrip()}\n\n")
+
+
+def _harmless(text: str) -> str:
+    """Without the signs a terminal obeys, bidirectional overrides among them: mail must not command it."""
+    return "".join(sign for sign in text if sign in "\n\t" or sign.isprintable())
 
 
 def _as_mbox(raw: bytes, summary: "Summary") -> bytes:

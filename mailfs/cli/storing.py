@@ -4,11 +4,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from mailfs.cli.commands import Commands, add_command
+from mailfs.cli.commands import Commands, Parser, add_command
 from mailfs.errors import EX_DATAERR
 
 
-def add_commands(commands: "Commands[argparse.ArgumentParser]") -> None:
+def add_commands(commands: "Commands[Parser]") -> None:
     add_command(commands, "init", run_init, "make a store")
     parser = add_command(commands, "verify", run_verify, "check the store, reading all of it")
     parser.add_argument(

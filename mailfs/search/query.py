@@ -184,7 +184,7 @@ class _Parser:
         if token.kind == "{":
             self._fail(_BRACES, token.start)
         if token.kind not in ("word", "phrase"):
-            what = "here the query ends" if token.kind == "end" else "not this"
+            what = "not the end of the query" if token.kind == "end" else "not this"
             self._fail(f"a word, a phrase or a parenthesis should stand here, {what}", token.start)
         self._advance()
         prefixed = _PREFIXED.match(token.text) if token.kind == "word" else None
