@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mailfs.cli.commands import Commands, Parser, add_command
-from mailfs.errors import EX_SOFTWARE, EX_UNAVAILABLE, MailfsError
+from mailfs.errors import EX_SOFTWARE, EX_UNAVAILABLE, MailfsError, MountError
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,9 @@ def run_mount(arguments: argparse.Namespace, root: Path) -> int:
 
     open_layout(root)  # a missing store is told before anything is touched
     mountpoint = _resolved(arguments.mountpoint)
+    if _resolved(root).is_relative_to(mountpoint):
+        # The daemon would wait for itself, in a way not even SIGKILL ends.
+        raise MountError(f"the store {root} lies in {mountpoint}: mount somewhere else")
     clear_mountpoint(mountpoint)
     options = tuple(option for words in arguments.options for option in words.split(",") if option)
     if arguments.foreground:

@@ -5,6 +5,7 @@ writes this process's view of itself to the log, as one line of JSON. After a cr
 never an empty directory: a synchroniser would take that for an emptied account.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-from mailfs.errors import MailfsError, MountError
+from mailfs.errors import Busy, MailfsError, MountError, StoreError
 from mailfs.fuse.drain import Drain, in_thread
 from mailfs.fuse.mounts import run_fusermount, write_record
 from mailfs.fuse.notify import Notifier
@@ -49,9 +50,7 @@ class Session:
     def __init__(self, store: Store, options: MountOptions) -> None:
         self._store = store
         self._options = options
-        with store.writer.transaction("mount", durable=False) as transaction:
-            held_states = transaction.take_view_states()
-        self._tree = Tree(store, held_states)
+        self._tree = self._make_tree()
         for name, problem in self._tree.problems.items():
             log.warning("the search %s is not shown: %s", name, problem)
         self._notifier = Notifier()
@@ -66,7 +65,11 @@ class Session:
         """Mount, serve, and return when unmounted. Raises MountError."""
         record = write_record(self._store.layout, self._options.mountpoint)
         try:
-            self._init()
+            try:
+                self._init()
+            except MountError:
+                self._keep_states()
+                raise
             try:
                 trio.run(self._serve)
             except BaseException:
@@ -107,7 +110,9 @@ class Session:
     def _report_ready(self) -> None:
         log.info("mounted at %s", self._options.mountpoint)
         if self._options.ready_fd is not None:
-            os.write(self._options.ready_fd, b"+")
+            # Who started us may be gone (^C): a mount that serves is better than a dead one.
+            with contextlib.suppress(BrokenPipeError):
+                os.write(self._options.ready_fd, b"+")
             os.close(self._options.ready_fd)
 
     async def _handle_signals(
@@ -142,12 +147,20 @@ class Session:
             await trio.sleep(TICK_S)
             try:
                 self._operations.tick()
+                await self._operations.evaluate_again()
                 if self._operations.is_dirty and trio.current_time() - synced_s >= SYNC_S:
-                    self._operations.is_dirty = False
                     synced_s = trio.current_time()
-                    await trio.to_thread.run_sync(self._store.writer.sync)
+                    self._operations.is_dirty = False
+                    await self._sync()
             except MailfsError as error:
                 log.warning("%s", error)
+
+    async def _sync(self) -> None:
+        try:
+            await trio.to_thread.run_sync(self._store.writer.sync)
+        except MailfsError:
+            self._operations.is_dirty = True
+            raise
 
     def _status(self) -> dict[str, object]:
         handles = self._operations.handles
@@ -163,13 +176,26 @@ class Session:
             },
         }
 
-    def _close(self) -> None:
+    def _make_tree(self) -> Tree:
+        try:
+            # In the transaction, so that nothing changes between the times kept and the tree that shows them.
+            with self._store.writer.transaction("mount", durable=False) as transaction:
+                return Tree(self._store, transaction.take_view_states())
+        except (Busy, StoreError) as error:
+            # A disk that is full can still be read.
+            log.warning("the folders' times of the last mount are lost: %s", error)
+            return Tree(self._store, {})
+
+    def _keep_states(self) -> None:
         states, modseq = self._tree.view_states()
         try:
             with self._store.writer.transaction("unmount", durable=True) as transaction:
                 transaction.put_view_states(states, modseq)
         except MailfsError as error:
             log.warning("the folders' times are not kept for the next mount: %s", error)
+
+    def _close(self) -> None:
+        self._keep_states()
         if self._notifier.stop(GRACE_S):
             pyfuse3.close(unmount=True)
         log.info("unmounted")

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import pyfuse3
 
-from mailfs.views.refresh import Invalidation
+from mailfs.views.tree import Invalidation
 
 log = logging.getLogger(__name__)
 

@@ -37,15 +37,22 @@ from mailfs.views.edits import (
     plan_unlink,
 )
 from mailfs.views.refresh import (
-    Invalidation,
-    Origin,
+    LINGER_S,
     end_lingering,
     evaluate,
     install,
     needs_evaluation,
     refresh,
 )
-from mailfs.views.tree import Attributes, Directory, Kind, Tree, docid_of_or_none, message_ino
+from mailfs.views.tree import (
+    Attributes,
+    Directory,
+    Invalidation,
+    Kind,
+    Tree,
+    docid_of_or_none,
+    message_ino,
+)
 from mailfs.views.view import View
 
 log = logging.getLogger(__name__)
@@ -57,6 +64,9 @@ EDIT_DEADLINE_S = 10.0
 _DOTS = 2
 # Up to this a message is put into the page cache while it is opened, and no READ follows.
 _STORE_BYTES = FRAME_BYTES // 2
+
+# Refusals are explained once each; a client that makes up names must not fill the log.
+_MAX_EXPLAINED = 1000
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -133,9 +143,9 @@ class Operations(pyfuse3.Operations):
     def explain(self, name: str, error: MailfsError) -> None:
         """Say once in the log why a client was refused; a name that is not there needs no word."""
         text = str(error)
-        if not isinstance(error, NotFound) and text not in self._explained:
-            if len(self._explained) < 1000:
-                self._explained.add(text)
+        is_known = text in self._explained or len(self._explained) >= _MAX_EXPLAINED
+        if not isinstance(error, NotFound) and not is_known:
+            self._explained.add(text)
             log.warning("%s refused: %s", name, text)
 
     def publish(self, invalidations: Sequence[Invalidation]) -> None:
@@ -151,6 +161,12 @@ class Operations(pyfuse3.Operations):
         self.sync_tree()
         self.publish(end_lingering(self.tree, time.monotonic()))
 
+    async def evaluate_again(self) -> None:
+        """Move views that somebody looks at with the clock and with their threads, so that their mtimes do."""
+        for view in list(self.tree.views.values()):
+            if view.is_loaded and time.monotonic() - view.last_used_s < LINGER_S:
+                await self._load(view)
+
     def _fill(self, attributes: Attributes) -> EntryAttributes:
         entry = self._directory_entry if attributes.is_directory else self._entry
         entry.entry_timeout = CACHE_S
@@ -165,14 +181,23 @@ class Operations(pyfuse3.Operations):
     def _directory_answer(self, directory: Directory) -> EntryAttributes:
         return self._fill(self.tree.directory_attributes(directory))
 
-    async def _edit(self, edit: Edit, origin: Origin | None = None) -> None:
+    async def _edit_flags(self, edit: FlagEdit) -> None:
+        view = edit.view
+        view.use()
+        view.being_edited.add(edit.docid)
+        try:
+            await self._edit(edit)
+        finally:
+            view.being_edited.discard(edit.docid)
+
+    async def _edit(self, edit: Edit) -> None:
         """Commit an edit and show it. Without waiting when the writer lock is free, which it nearly always is."""
         try:
             commit(self.tree.store, edit, 0)
         except Busy:
             await self._blocking(commit, self.tree.store, edit, EDIT_DEADLINE_S)
         self.is_dirty = True
-        self.publish(refresh(self.tree, origin))
+        self.sync_tree()
 
     async def _load(self, view: View) -> None:
         if needs_evaluation(self.tree, view):
@@ -358,8 +383,7 @@ class Operations(pyfuse3.Operations):
             raise EditRefused("a view is renamed with `mailfs save` and `mailfs forget`")
         edit: FlagEdit | None = plan_rename(tree, directory, name_old, new_directory, name_new)
         if edit is not None:
-            edit.origin.view.use()
-            await self._edit(edit, edit.origin)
+            await self._edit_flags(edit)
         self._take_back(new_directory, name_new)
 
     def _take_back(self, directory: Directory, name: bytes) -> None:

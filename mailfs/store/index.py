@@ -214,16 +214,6 @@ class Index:
                 )
         return [found[docid] for docid in docids if docid in found]
 
-    def keyword_counts(self) -> list[tuple[Keyword, int]]:
-        """Every keyword of the users' own that a live message has, and how many have it."""
-        return [
-            (Keyword(name), count)
-            for name, count in self._rows(
-                "SELECT name, count(*) FROM keyword JOIN message_keyword USING (keyword_id) "
-                "JOIN message USING (docid) WHERE expunged = 0 GROUP BY name ORDER BY name"
-            )
-        ]
-
     # --- saved searches
 
     def searches(self) -> list[SavedSearch]:
@@ -307,6 +297,17 @@ class IndexSource:
             "AND docid IN ({docids})",
             plan.parameters,
         )
+
+
+class PrefetchedSource(IndexSource):
+    """The same for docids known beforehand, whose facts are read once for all who ask."""
+
+    def __init__(self, index: Index, docids: AbstractSet[Docid]) -> None:
+        super().__init__(index)
+        self._facts = super().facts(docids)
+
+    def facts(self, docids: AbstractSet[Docid]) -> Mapping[Docid, MessageFacts]:
+        return {docid: self._facts[docid] for docid in docids if docid in self._facts}
 
 
 def _chunks(docids: Sequence[Docid]) -> Iterator[Sequence[Docid]]:

@@ -12,7 +12,7 @@ takes everything back, packs included. A transaction in which nothing changed ta
 import os
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
@@ -274,11 +274,11 @@ class Transaction:
         self._searches_changed()
 
     def save_search_if_absent(self, name: str, query: str) -> bool:
-        """Save a search unless the name is taken, whatever it means there."""
-        taken = self._sql.execute("SELECT 1 FROM search WHERE name = ?", (name,)).fetchone()
+        """Save a search unless it is there already; False when the name is taken by another query."""
+        taken = self._sql.execute("SELECT query FROM search WHERE name = ?", (name,)).fetchone()
         if taken is None:
             self.save_search(name, query)
-        return taken is None
+        return taken is None or taken[0] == query
 
     def forget_search(self, name: str) -> None:
         """Forget a search, never a message. Raises NoSuchSearch."""
@@ -345,6 +345,7 @@ class Writer:
         self._packs = packs
         self._lock = WriterLock(layout)
         self._connection: apsw.Connection | None = None
+        self._must_checkpoint = False
 
     def close(self) -> None:
         if self._connection is not None:
@@ -378,10 +379,20 @@ class Writer:
                     transaction.close()
 
     def sync(self) -> None:
-        """Make every commit so far survive power loss.
+        """Make every commit so far survive power loss. Raises StoreError, and after that only a checkpoint will do."""
+        if self._must_checkpoint:
+            self._checkpoint()
+            return
+        try:
+            self._sync_wal()
+        except StoreError:
+            # A second fsync would succeed without having written (the kernel marks lost pages clean). What
+            # the WAL holds is still to be read, so the next try writes it to the index itself.
+            self._must_checkpoint = True
+            raise
 
-        fsync of the WAL by name: SQLite holds its locks on the -shm file, so closing this descriptor drops none.
-        """
+    def _sync_wal(self) -> None:
+        """fsync by name: SQLite holds its locks on the -shm file, so closing this descriptor drops none."""
         wal = Path(f"{self._layout.index}-wal")
         try:
             fd = os.open(wal, os.O_RDONLY | os.O_CLOEXEC)
@@ -393,3 +404,14 @@ class Writer:
             raise StoreError(f"cannot sync {wal}: {error.strerror}") from error
         finally:
             os.close(fd)
+
+    def _checkpoint(self) -> None:
+        with (
+            self._lock.hold("checkpoint", DEFAULT_DEADLINE_S),
+            translated(self._layout.index),
+            closing(open_writer(self._layout.index)) as connection,
+        ):
+            frames, moved = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_FULL)
+        if moved < frames:
+            raise StoreError(f"the index {self._layout.index} could not be written whole")
+        self._must_checkpoint = False

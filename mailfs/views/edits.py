@@ -27,7 +27,6 @@ from mailfs.search.names import check_search_name
 from mailfs.search.query import parse_query
 from mailfs.store.store import Store
 from mailfs.store.writer import DEFAULT_DEADLINE_S
-from mailfs.views.refresh import Origin
 from mailfs.views.tree import Directory, Kind, Tree
 from mailfs.views.view import View
 
@@ -39,7 +38,7 @@ class FlagEdit:
     docid: Docid
     add: int
     remove: int
-    origin: Origin
+    view: View
 
 
 class Leaving(Enum):
@@ -101,7 +100,7 @@ def plan_rename(
     before = flags & (LETTER_BITS | RECENT)
     if wanted == before:
         return None
-    return FlagEdit(docid, wanted & ~before, before & ~wanted, Origin(view, docid))
+    return FlagEdit(docid, wanted & ~before, before & ~wanted, view)
 
 
 def leaving_of(view: View) -> Leaving:

@@ -6,18 +6,16 @@ view for the changed messages only. evaluate() asks a whole query anew, in a thr
 
 import time
 from array import array
-from dataclasses import dataclass
-from typing import NamedTuple
 
 from mailfs.ids import Docid, Ino
 from mailfs.message.keywords import RECENT
 from mailfs.search.match import matching
 from mailfs.search.plan import plan
 from mailfs.search.tree import depends_on_now, depends_on_threads
-from mailfs.store.index import EntryRow, Index
+from mailfs.store.index import EntryRow, Index, IndexSource, PrefetchedSource
 from mailfs.store.layout import Layout
 from mailfs.views.facts import Facts
-from mailfs.views.tree import Kind, Tree
+from mailfs.views.tree import Invalidation, Kind, Tree
 from mailfs.views.view import Evaluation, View
 
 # How long a message that was read in `unread` stays there after its reader was last seen.
@@ -25,21 +23,6 @@ LINGER_S = 300.0
 # A relative date moves at midnight, or with the hour; a listing may be this much late.
 CLOCK_STEP_S = 60.0
 _FILL_ROWS = 1000
-
-
-class Invalidation(NamedTuple):
-    """A name in a directory that is gone or means something else now."""
-
-    parent: Ino
-    name: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Who made a change through the mount: a message that leaves its view by it lingers there."""
-
-    view: View
-    docid: Docid
 
 
 def evaluate(layout: Layout, view: View, facts: Facts) -> Evaluation:
@@ -87,7 +70,7 @@ def install(tree: Tree, view: View, evaluation: Evaluation) -> list[Invalidation
     else:
         view.load(evaluation)
     missed = tree.store.index.changes_since(evaluation.modseq)
-    invalidations += _update_view(tree, view, missed, None)
+    _update_view(tree, view, missed, tree.source, invalidations)
     # What was read for the evaluation may be older than a change of a message nobody had shown till then.
     _update_facts(tree, missed)
     return invalidations
@@ -116,59 +99,70 @@ def _replace(tree: Tree, view: View, evaluation: Evaluation) -> list[Invalidatio
     return invalidations
 
 
-def refresh(tree: Tree, origin: Origin | None = None) -> list[Invalidation]:
-    """Bring the tree up to what is committed. Some microseconds when nothing is new."""
+def refresh(tree: Tree) -> list[Invalidation]:
+    """Bring the tree up to what is committed. Some microseconds when nothing is new.
+
+    After an error some views may be ahead of others; the next call brings all of them up, and gives what this
+    one owed.
+    """
     index = tree.store.index
     data_version = index.data_version()
     if data_version == tree.data_version:
         return []
+    owed = tree.owed_invalidations
     with index.snapshot():
         state = index.state()
-        invalidations: list[Invalidation] = []
         if state.searches_modseq != tree.searches_modseq:
-            invalidations += _reload_searches(tree)
+            owed += _reload_searches(tree)
         if state.modseq != tree.modseq:
             rows = index.changes_since(tree.modseq)
+            source = PrefetchedSource(index, {row.docid for row in rows if not row.expunged})
             for view in tree.views.values():
                 if view.is_loaded:
-                    invalidations += _update_view(tree, view, rows, origin)
+                    _update_view(tree, view, rows, source, owed)
                 elif rows:
                     view.touch(in_new=True)
                     view.touch(in_new=False)
             _update_facts(tree, rows)
     tree.data_version = data_version
     tree.modseq, tree.searches_modseq = state
-    return invalidations
+    tree.owed_invalidations = []
+    return owed
 
 
 def _reload_searches(tree: Tree) -> list[Invalidation]:
     before = _shown(tree)
     tree.reload_searches()
     after = _shown(tree)
+    # The view stands beside the inode: a search that means something else now shows other entries in the
+    # same cur and new, and with the folder the kernel forgets what is in it.
     return [
         Invalidation(parent, name)
-        for (parent, name), ino in before.items()
-        if after.get((parent, name)) != ino
+        for (parent, name), (ino, view) in before.items()
+        if (parent, name) not in after
+        or after[parent, name][0] != ino
+        or after[parent, name][1] is not view
     ]
 
 
-def _shown(tree: Tree) -> dict[tuple[Ino, bytes], Ino]:
+def _shown(tree: Tree) -> dict[tuple[Ino, bytes], tuple[Ino, View | None]]:
     return {
-        (directory.ino, entry.name): entry.directory.ino
+        (directory.ino, entry.name): (entry.directory.ino, entry.directory.view)
         for directory in tree.iter_directories()
         for entry in tree.entries(directory)
     }
 
 
 def _update_view(
-    tree: Tree, view: View, rows: list[EntryRow], origin: Origin | None
-) -> list[Invalidation]:
+    tree: Tree,
+    view: View,
+    rows: list[EntryRow],
+    source: IndexSource,
+    invalidations: list[Invalidation],
+) -> None:
     """Move a view's members and mtimes after these changes. `tree.facts` still holds the facts before them."""
-    if not rows:
-        return []
     living = [row.docid for row in rows if not row.expunged]
-    members = matching(view.query, living, tree.source, time.time()) if living else set()
-    invalidations = []
+    members = matching(view.query, living, source, time.time()) if living else set()
     for row in rows:
         was_member = row.docid in view
         is_member = row.docid in members
@@ -176,14 +170,13 @@ def _update_view(
             was_member
             and not is_member
             and not row.expunged
-            and (row.docid in view.lingering or origin == Origin(view, row.docid))
+            and (row.docid in view.lingering or row.docid in view.being_edited)
         )
         invalidations += _update_entry(tree, view, row, was_member, is_member or lingers)
         if lingers:
             view.lingering.add(row.docid)
         elif is_member:
             view.lingering.discard(row.docid)
-    return invalidations
 
 
 def _update_entry(

@@ -77,6 +77,13 @@ class Attributes(NamedTuple):
     ctime_ns: int
 
 
+class Invalidation(NamedTuple):
+    """A name in a directory that is gone or means something else now."""
+
+    parent: Ino
+    name: bytes
+
+
 class Entry(NamedTuple):
     """A name in a directory that holds directories."""
 
@@ -107,6 +114,8 @@ class Tree:
         self.views: dict[str, View] = {}
         self.problems: dict[str, str] = {}
         self._held_states = held_states
+        # What refresh() found before an error kept it from saying so.
+        self.owed_invalidations: list[Invalidation] = []
         self._by_ino: dict[Ino, Directory] = {}
         self._children: dict[str, dict[bytes, Directory]] = {}
         self._folder_inos: dict[str, Ino] = {"": ROOT_INO}
@@ -190,9 +199,6 @@ class Tree:
     def subfolder_ino(self, view: View, kind: Kind) -> Ino:
         """The inode of a view's cur, new or tmp."""
         return _view_ino(view.search.search_id, kind)
-
-    def directory_or_none(self, ino: int) -> Directory | None:
-        return self._by_ino.get(Ino(ino))
 
     def directory(self, ino: int) -> Directory:
         """Raises NotFound for a message's inode, and for a view that was forgotten."""

@@ -35,6 +35,8 @@ class View:
     docids: "array[int]" = field(default_factory=_no_docids)
     # Members that no longer match, kept for the reader who made them so.
     lingering: set[Docid] = field(default_factory=set)
+    # Messages whose flags a client is changing in this very view: if one stops matching by it, it lingers.
+    being_edited: set[Docid] = field(default_factory=set)
     last_used_s: float = 0.0
     open_handles: int = 0
 

@@ -12,7 +12,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError
 from mailfs.fuse.drain import in_thread
 from mailfs.fuse.notify import Notifier
 from mailfs.fuse.operations import Operations
-from mailfs.views.refresh import Invalidation
+from mailfs.views.tree import Invalidation
 from tests.views.world import World
 
 R = TypeVar("R")

@@ -14,8 +14,7 @@ from mailfs.message.keywords import FLAGGED, RECENT, SEEN
 from mailfs.store.records import FRAME_BYTES
 from mailfs.store.store import Store
 from mailfs.views.edits import Edit, commit
-from mailfs.views.refresh import Invalidation
-from mailfs.views.tree import message_ino
+from mailfs.views.tree import Invalidation, message_ino
 from tests.fakes import Deliver, ExpectLog
 from tests.ops.kernel import Kernel, name_of
 from tests.views.world import World

@@ -192,7 +192,6 @@ def test_an_expunged_message_is_in_no_list_but_its_bytes_stay(
     expunge(store, docid)
     assert docids_of(store) == docids_of(store, "tag:work") == docids_of(store, "gone") == []
     assert count_of(store) == 0
-    assert store.index.keyword_counts() == []
     assert list(store.index.iter_entries(plan(parse_query("*"), 0.0))) == []
     with pytest.raises(NoSuchMessage):
         store.index.entry(docid)
@@ -204,13 +203,6 @@ def test_a_message_that_never_was_has_no_entry_and_no_bytes(store: Store) -> Non
         store.index.entry(Docid(1))
     with pytest.raises(NoSuchMessage):
         store.load(Docid(1))
-
-
-def test_keywords_are_counted_on_live_messages(store: Store, deliver: Deliver) -> None:
-    deliver(keywords=["work", "home"])
-    deliver(keywords=["work", "seen"])
-    expunge(store, deliver(keywords=["home", "other"]))
-    assert store.index.keyword_counts() == [("home", 1), ("work", 2)]
 
 
 def test_a_search_nobody_saved_is_told(store: Store) -> None:

@@ -59,7 +59,6 @@ def test_a_new_store_has_the_first_searches_and_nothing_else(tmp_path: Path) -> 
         assert {(search.name, search.query) for search in store.index.searches()} == set(
             FIRST_SEARCHES
         )
-        assert store.index.keyword_counts() == []
         assert problems_of(store) == []
         assert list(store.layout.packs.iterdir()) == []
 

@@ -4,6 +4,7 @@ from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -103,8 +104,9 @@ def expected_partition(messages: dict[int, list[int]]) -> set[frozenset[int]]:
     return {frozenset(numbers) for numbers in groups.values()}
 
 
+@pytest.mark.slow
 @given(messages=CONVERSATIONS, data=st.data())
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_threads_do_not_depend_on_the_order_of_arrival(
     messages: dict[int, list[int]], data: st.DataObject
 ) -> None:

@@ -16,8 +16,8 @@ from mailfs.ids import Docid, Ino
 from mailfs.message.keywords import FLAGGED, LETTER_BITS, RECENT, SEEN
 from mailfs.store.store import Store
 from mailfs.views.edits import FlagEdit, plan_rename, plan_unlink
-from mailfs.views.refresh import Invalidation, end_lingering, needs_evaluation
-from mailfs.views.tree import Kind, Tree
+from mailfs.views.refresh import end_lingering, needs_evaluation
+from mailfs.views.tree import Invalidation, Kind, Tree
 from mailfs.views.view import View
 from tests.oracle import problems_of
 from tests.views.world import World

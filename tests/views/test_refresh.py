@@ -12,14 +12,13 @@ from mailfs.store.writer import ViewState
 from mailfs.views.edits import plan_rename
 from mailfs.views.facts import Facts
 from mailfs.views.refresh import (
-    Invalidation,
     end_lingering,
     evaluate,
     install,
     needs_evaluation,
     refresh,
 )
-from mailfs.views.tree import Kind, Tree
+from mailfs.views.tree import Invalidation, Kind, Tree
 from mailfs.views.view import View
 from tests.views.world import World
 
@@ -240,7 +239,7 @@ def rename_here(world: World, path: str, docid: Docid, letters: bytes) -> None:
     cur, name = world.directory(path), world.name(docid)
     edit = plan_rename(world.tree, cur, name, cur, name.partition(b":")[0] + letters)
     assert edit is not None
-    edit.origin.view.use()
+    edit.view.use()
     world.edit(edit)
 
 

@@ -10,8 +10,8 @@ from mailfs.search.plan import plan
 from mailfs.store.prepare import prepare_message
 from mailfs.store.store import Store
 from mailfs.views.edits import Edit, FlagEdit, commit
-from mailfs.views.refresh import Invalidation, evaluate, install, refresh
-from mailfs.views.tree import ROOT_INO, Directory, Tree
+from mailfs.views.refresh import evaluate, install, refresh
+from mailfs.views.tree import ROOT_INO, Directory, Invalidation, Tree
 from mailfs.views.view import View
 from tests.fakes import make_message
 
@@ -70,9 +70,15 @@ class World:
         return refresh(self.tree)
 
     def edit(self, edit: Edit) -> list[Invalidation]:
-        """As a handler does it: commit, then refresh with the edit's origin."""
+        """As a handler does it: commit, then refresh while the view knows what is edited in it."""
+        edited = (edit.view.being_edited, edit.docid) if isinstance(edit, FlagEdit) else None
+        if edited is not None:
+            edited[0].add(edited[1])
         commit(self.store, edit)
-        return refresh(self.tree, edit.origin if isinstance(edit, FlagEdit) else None)
+        invalidations = refresh(self.tree)
+        if edited is not None:
+            edited[0].discard(edited[1])
+        return invalidations
 
     def load(self, name: str) -> View:
         view = self.tree.views[name]
