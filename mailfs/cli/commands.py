@@ -32,20 +32,15 @@ class Parser(argparse.ArgumentParser):
         self.print_usage(sys.stderr)
         self.exit(EX_USAGE, f"{self.prog}: {message}\n")
 
-    def count_options(self, arguments: Sequence[str]) -> int:
-        """How many words at the start are options of this parser and their values."""
-        position = 0
-        while position < len(arguments):
-            word = arguments[position]
-            name, is_joined, _ = word.partition("=") if word[:2] == "--" else (word, "", "")
-            action = self._option_string_actions.get(name)
-            if action is not None:
-                position += 1 if is_joined or action.nargs == 0 else 2
-            elif word[:2] == "--" and word != "--":
-                position += 1  # a long option that is none: argparse complains of it
-            else:
-                break
-        return position
+    def option_length(self, arguments: Sequence[str]) -> int:
+        """How many words an option at the start takes with its value; 0 where none stands there."""
+        word = arguments[0]
+        name, is_joined, _ = word.partition("=") if word[:2] == "--" else (word, "", "")
+        action = self._option_string_actions.get(name)
+        if action is not None:
+            return 1 if is_joined or action.nargs == 0 else 2
+        # A long option that is none is left for argparse to complain of.
+        return 1 if word[:2] == "--" and word != "--" else 0
 
 
 def add_command(

@@ -62,7 +62,10 @@ def run_import(arguments: argparse.Namespace, root: Path) -> int:
             detect(Path(source))
     unread = 0
     for source in arguments.sources:
-        labels = Labels(root_folder(source), keywords, folders=not arguments.no_folders)
+        folder = root_folder(source)
+        if source != "-" and detect(Path(source)) is Format.FILE:
+            folder = "inbox"  # one message is no folder
+        labels = Labels(folder, keywords, folders=not arguments.no_folders)
         progress = (
             _import_stream(root, labels, format)
             if source == "-"
@@ -165,6 +168,8 @@ def _report(progress: "Progress", source: str, took_s: float) -> None:
     parts = [f"{progress.added} added" if progress.added else "nothing new"]
     if progress.known:
         parts.append(f"{progress.known} here already")
+    if progress.labelled:
+        parts.append(f"{progress.labelled} of these got a keyword")
     if progress.expunged:
         parts.append(f"{progress.expunged} were expunged here and stay so")
     if progress.problems:

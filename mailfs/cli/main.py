@@ -1,6 +1,7 @@
 """The command line: parser, dispatch, and the place where errors become messages and exit codes."""
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -64,14 +65,29 @@ def build_parser() -> Parser:
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """The arguments parsed; `-spam` in a query is a word of it, no option."""
     parser = build_parser()
-    words = list(arguments)
-    start = parser.count_options(words) + 1
-    command = command_parsers(parser).get(words[start - 1]) if start <= len(words) else None
-    if command is not None and command.get_default("takes_words"):
-        start += command.count_options(words[start:])
-        if words[start : start + 1] != ["--"]:
-            words.insert(start, "--")
-    return parser.parse_args(words)
+    start = 0
+    while start < len(arguments) and (length := parser.option_length(arguments[start:])):
+        start += length
+    command = command_parsers(parser).get(arguments[start]) if start < len(arguments) else None
+    if command is None or not command.get_default("takes_words"):
+        return parser.parse_args(arguments)
+    options, words = _split_words(command, arguments[start + 1 :])
+    return parser.parse_args([*arguments[: start + 1], *options, "--", *words])
+
+
+def _split_words(command: Parser, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A command's options, wherever they stand before a `--`, and its words. Only `tag` needs to see the `--`."""
+    options: list[str] = []
+    words: list[str] = []
+    position = 0
+    while position < len(arguments):
+        if arguments[position] == "--":
+            words += arguments[position + (0 if command.get_default("takes_marks") else 1) :]
+            break
+        length = command.option_length(arguments[position:])
+        (options if length else words).extend(arguments[position : position + max(length, 1)])
+        position += max(length, 1)
+    return options, words
 
 
 def command_parsers(parser: Parser) -> dict[str, Parser]:
@@ -88,6 +104,10 @@ def main(arguments: Sequence[str]) -> int:
     os.umask(0o077)
     parsed = parse_arguments(arguments)
     store = (parsed.store or default_store(dict(os.environ))).expanduser().absolute()
+    # A name that is no UTF-8 is shown, not a reason to fail.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code: int = parsed.run(parsed, store)
         sys.stdout.flush()

@@ -39,7 +39,7 @@ def add_commands(commands: "Commands[Parser]") -> None:
     add_query(show)
     tag = add_command(commands, "tag", run_tag, "put keywords on messages and take them off")
     tag.usage = "mailfs tag +KEYWORD|-KEYWORD ... [--] QUERY ..."
-    tag.set_defaults(takes_words=True)
+    tag.set_defaults(takes_words=True, takes_marks=True)
     tag.add_argument(
         "words",
         metavar="+KEYWORD|-KEYWORD ... [--] QUERY",

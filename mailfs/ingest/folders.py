@@ -80,6 +80,11 @@ def is_maildir(listing: Listing) -> bool:
     return b"cur" in names or (b"new" in names and b"tmp" in names)
 
 
+def is_store(listing: Listing) -> bool:
+    """Whether a directory is a store of mailfs: what is in it is ours, not mail that waits to be imported."""
+    return b"index.sqlite3" in listing.files and b"packs" in listing.directories
+
+
 def may_be_maildir(path: bytes) -> bool:
     """Whether a directory is a Maildir, or cannot be listed: walking into it then tells of the error."""
     try:

@@ -52,6 +52,7 @@ class Progress:
     added: int = 0
     known: int = 0
     expunged: int = 0
+    labelled: int = 0  # known ones that got a keyword
     raw_bytes: int = 0  # of the messages added
     seen_bytes: int = 0  # of all messages read
     problems: list[SourceProblem] = field(default_factory=list)
@@ -67,6 +68,8 @@ def prepare_ref(ref: SourceRef, labels: Labels) -> Prepared | SourceProblem:
         return prepare_source(read_ref(ref), labels)
     except OSError as error:
         return SourceProblem(ref.origin, error.strerror or str(error))
+    except MemoryError:
+        return SourceProblem(ref.origin, "too large for this machine's memory")
 
 
 def prepare_source(source: SourceMessage, labels: Labels) -> Prepared:
@@ -144,33 +147,40 @@ class Importer:
     ) -> None:
         new = item.new
         progress.seen_bytes += new.size
-        self._save_folder(transaction, item.folder, folders)
         docid, outcome = transaction.add(new)
+        if outcome is Outcome.EXPUNGED:
+            progress.expunged += 1
+            return
+        brings_keywords = outcome is Outcome.ADDED
         if outcome is Outcome.ADDED:
             progress.added += 1
             progress.raw_bytes += new.size
             added.add(docid)
-        elif outcome is Outcome.KNOWN:
+        else:
             progress.known += 1
-            transaction.edit_keywords(docid, add=new.keywords)
-            if docid in self._added or docid in added:
-                # Seen in one of its folders is seen; in cur/ of one is not new any more.
+            brings_keywords = transaction.edit_keywords(docid, add=new.keywords)
+            progress.labelled += brings_keywords
+            if brings_keywords or docid in self._added or docid in added:
+                # Another copy: seen in one folder is seen, in cur/ of one is not new any more.
                 remove = 0 if new.flags & RECENT else RECENT
                 transaction.edit_flags(docid, new.flags & ~RECENT, remove)
-        else:
-            progress.expunged += 1
+        if brings_keywords:
+            self._save_folder(transaction, item.folder, folders)
 
     def _save_folder(self, transaction: Transaction, folder: str, folders: set[str]) -> None:
         if not self._labels.folders or not folder or folder in folders | self._folders_saved:
             return
         folders.add(folder)
-        name = search_name_for_folder(folder)
-        transaction.save_search_if_absent(name, f"tag:{keyword_for_folder(folder)}")
+        name, query = search_name_for_folder(folder), f"tag:{keyword_for_folder(folder)}"
+        # A folder called `all` is not the search of that name.
+        while not transaction.save_search_if_absent(name, query):
+            name += "_"
 
     def _count(self, more: Progress) -> None:
         self.progress.added += more.added
         self.progress.known += more.known
         self.progress.expunged += more.expunged
+        self.progress.labelled += more.labelled
         self.progress.raw_bytes += more.raw_bytes
         self.progress.seen_bytes += more.seen_bytes
         self.progress.problems += more.problems

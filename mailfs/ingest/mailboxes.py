@@ -124,6 +124,9 @@ _DIALECTS = {
 }
 _STREAM_ORIGIN = "standard input"
 _COPY_BYTES = 1 << 20
+# A message is held in memory whole while it is parsed. No mail server takes one of this size; a disk image
+# that lies beside mail is not one.
+MAX_MESSAGE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,9 +235,13 @@ def size_estimate(path: Path) -> int:
 def read_ref(ref: SourceRef) -> SourceMessage:
     """The message behind a reference. Memory: the message, twice for mbox. Raises OSError.
 
-    That is ESTALE where an mbox was rewritten meanwhile, EINVAL where the file is no longer a regular one.
+    That is ESTALE where an mbox was rewritten meanwhile, EINVAL where the file is no longer a regular one,
+    EFBIG above MAX_MESSAGE_BYTES.
     """
     with folders.open_regular(ref.path) as fd:
+        size = ref.end - ref.start if isinstance(ref, MboxRef) else os.fstat(fd).st_size
+        if size > MAX_MESSAGE_BYTES:
+            raise OSError(errno.EFBIG, f"larger than a message can be ({MAX_MESSAGE_BYTES} bytes)")
         if isinstance(ref, MboxRef):
             place = mbox.MboxRange(ref.start, ref.end, ref.quoting)
             return _mbox_message(fd, place, ref.folder, ref.origin)
@@ -291,6 +298,9 @@ def _walk(root: bytes, format: Format) -> Iterator[_Place | SourceProblem]:
             yield _problem(path, error)
             continue
         if folders.XAPIAN_MARK in listing.files and not folders.is_maildir(listing):
+            continue
+        if folders.is_store(listing):
+            yield SourceProblem(folders.printable(path), "a mailfs store, not a source")
             continue
         yield from _places(path, folder, listing, format)
         pending.extend(reversed(_subfolders(path, folder, listing, format)))

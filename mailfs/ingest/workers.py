@@ -9,7 +9,6 @@ import os
 import signal
 from collections import deque
 from collections.abc import Iterator
-from itertools import islice
 from multiprocessing.connection import Connection
 from types import TracebackType
 
@@ -18,6 +17,7 @@ from mailfs.ingest.importer import Labels, Prepared, prepare_ref
 from mailfs.ingest.mailboxes import SourceProblem, SourceRef
 
 BATCH_MESSAGES = 64
+_BATCH_CHARS = 16 << 10
 # One batch being worked on and one waiting: a worker is never idle.
 _AHEAD = 2
 # An answer is sent in pieces of about this size: the pipe makes a worker wait, so that 64 large attachments
@@ -75,7 +75,7 @@ class Workers:
         everyone = deque(self._pipes * _AHEAD)
         while True:
             while everyone:
-                batch = list(islice(refs, BATCH_MESSAGES))
+                batch = _next_batch(refs)
                 if not batch:
                     break
                 pipe = everyone.popleft()
@@ -86,6 +86,19 @@ class Workers:
             pipe = turns.popleft()
             yield from _receive(pipe)
             everyone.append(pipe)
+
+
+def _next_batch(refs: Iterator[SourceRef | SourceProblem]) -> list[SourceRef | SourceProblem]:
+    """Short enough to fit a pipe's buffer with others: we must never wait for a worker that waits for us."""
+    batch: list[SourceRef | SourceProblem] = []
+    size = 0
+    while len(batch) < BATCH_MESSAGES and size < _BATCH_CHARS:
+        item = next(refs, None)
+        if item is None:
+            break
+        batch.append(item)
+        size += len(item.origin)
+    return batch
 
 
 def _receive(pipe: Connection) -> Iterator[list[Prepared | SourceProblem]]:

@@ -5,6 +5,9 @@ import os
 import pickle
 import socket
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -208,20 +211,38 @@ def test_what_is_not_there_is_a_problem_and_detect_says_so(tmp_path: Path) -> No
         detect(gone)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
-def test_what_may_not_be_read_is_a_problem_and_the_rest_goes_on(tmp_path: Path) -> None:
-    write(tmp_path, "a/cur/1", "b/cur/1", "c.mbox")
-    (tmp_path / "a/cur").chmod(0)
-    (tmp_path / "c.mbox").chmod(0)
+@pytest.fixture
+def readable_by_all() -> Iterator[Path]:
+    """A folder outside pytest's, which only its owner may enter; and nothing is forbidden to root, so not as root."""
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name)
+        path.chmod(0o755)
+        yield path
+
+
+@contextmanager
+def as_ordinary_user() -> Iterator[None]:
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
     try:
-        assert problems_of(tmp_path) == {
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_what_may_not_be_read_is_a_problem_and_the_rest_goes_on(readable_by_all: Path) -> None:
+    write(readable_by_all, "a/cur/1", "b/cur/1", "c.mbox")
+    (readable_by_all / "a/cur").chmod(0)
+    (readable_by_all / "c.mbox").chmod(0)
+    with as_ordinary_user():
+        assert problems_of(readable_by_all) == {
             "a/cur": "Permission denied",
             "c.mbox": "Permission denied",
         }
-        found = list(iter_source(tmp_path))
-        assert sum(isinstance(one, FileRef) for one in found) == 1
-    finally:
-        (tmp_path / "a/cur").chmod(0o700)
+        found = list(iter_source(readable_by_all))
+    (readable_by_all / "a/cur").chmod(0o700)
+    assert sum(isinstance(one, FileRef) for one in found) == 1
 
 
 def test_mh_messages_have_numbers_and_their_sequences(tmp_path: Path) -> None:
