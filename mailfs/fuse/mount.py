@@ -154,6 +154,8 @@ class Session:
                     await self._sync()
             except MailfsError as error:
                 log.warning("%s", error)
+            except Exception:  # as in the handlers: what goes wrong here never ends the mount
+                log.exception("the timer failed")
 
     async def _sync(self) -> None:
         try:
