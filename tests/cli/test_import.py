@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from mailfs.errors import EX_DATAERR, EX_IOERR, EX_NOINPUT, EX_USAGE
+from mailfs.ingest.mailboxes import MAX_MESSAGE_BYTES
 from mailfs.message.keywords import FLAGGED, RECENT, SEEN
 from mailfs.store.store import Store
 from tests.fakes import PROJECT, RunMailfs, make_mbox, make_message
@@ -544,3 +545,47 @@ def test_a_change_made_during_an_import_need_not_wait_for_its_end(
     assert running.process.returncode == 0
     assert was_running
     assert 0 < count_of(store, "tag:urgent") <= count_of(store) == MANY
+
+
+def test_paths_of_any_length_do_not_stop_an_import(
+    store: Store, mailfs: RunMailfs, tmp_path: Path
+) -> None:
+    """References and answers both larger than a pipe's buffer: nobody may wait for one who waits for him."""
+    folder = tmp_path
+    while len(str(folder)) < 3500:
+        folder /= "x" * 200
+    for number in range(320):
+        content = make_message(number, body=os.urandom(3000).hex())
+        put(folder / "cur" / f"{number}:2,S", content)
+    result = mailfs("import", "--no-folders", tmp_path)
+    assert told(result.stdout).added == 320
+    assert count_of(store) == 320
+
+
+def test_a_file_too_large_to_be_a_message_is_told_and_the_rest_goes_on(
+    store: Store, mailfs: RunMailfs, tmp_path: Path
+) -> None:
+    put(tmp_path / "mail/good.eml", make_message(1))
+    with (tmp_path / "mail/backup.tar").open("wb") as file:
+        file.truncate(MAX_MESSAGE_BYTES + 1)
+    result = mailfs("import", tmp_path / "mail")
+    assert result.returncode == EX_IOERR
+    assert "backup.tar: not read: larger than a message can be" in result.stderr
+    assert count_of(store) == 1
+
+
+def test_a_store_in_a_tree_is_no_source(store: Store, mailfs: RunMailfs, tmp_path: Path) -> None:
+    put(tmp_path / "mail/good.eml", make_message(1))
+    assert store.layout.root.is_relative_to(tmp_path)
+    result = mailfs("import", tmp_path)
+    assert "a mailfs store, not a source" in result.stderr
+    assert count_of(store) == 1
+
+
+def test_a_folder_named_like_a_saved_search_gets_a_view_beside_it(
+    mailfs: RunMailfs, tmp_path: Path
+) -> None:
+    put(tmp_path / "mail/all/cur/1:2,", make_message(1))
+    mailfs("import", tmp_path / "mail")
+    assert searches_of(mailfs)["all"] == "*"
+    assert searches_of(mailfs)["all_"] == "tag:all"

@@ -436,3 +436,19 @@ def test_starting_up_stays_light(store: Store, deliver: Deliver, words: list[str
         check=False,
     )
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_an_option_behind_the_query_is_an_option_and_a_word_with_a_dash_is_none(
+    mailfs: RunMailfs, deliver: Deliver
+) -> None:
+    deliver(subject="apple")
+    deliver(subject="apple pear")
+    assert mailfs("count", "apple", "-pear").stdout == "1\n"
+    assert mailfs("count", "-pear").stdout == "1\n"
+    assert len(mailfs("search", "apple", "--limit", "1").stdout.splitlines()) == 1
+    assert mailfs("count", "apple", "--", "-pear").stdout == "1\n"
+    refused = mailfs("search", "apple", "--limti=1")
+    assert (refused.returncode, refused.stdout) == (EX_USAGE, "")
+    mailfs("save", "mine", "apple", "--on-rm=refuse")
+    assert "mine" in mailfs("searches").stdout
+    assert "on-rm = refuse" in mailfs("searches").stdout

@@ -51,6 +51,14 @@ def test_a_file_is_no_mount_point(mailfs: Mailfs) -> None:
     assert mailfs.pids() == []
 
 
+def test_a_mount_over_the_folder_of_its_own_store_is_refused(mailfs: Mailfs) -> None:
+    mailfs.create(messages=1)
+    done = mailfs.command("mount", mailfs.store.parent)
+    assert done.returncode == EX_UNAVAILABLE
+    assert "mount somewhere else" in done.stderr
+    assert mailfs.pids() == []
+
+
 def test_a_second_mount_at_the_same_place_is_refused_and_the_first_goes_on(mailfs: Mailfs) -> None:
     mailfs.create(messages=1)
     mailfs.mount()

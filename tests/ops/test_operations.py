@@ -3,12 +3,14 @@
 import errno
 import os
 import threading
+from collections.abc import Callable
 
 import pyfuse3
 import pytest
 from pyfuse3 import FUSEError
 
 from mailfs.fuse import operations as operations_module
+from mailfs.fuse.drain import in_thread
 from mailfs.ids import Docid
 from mailfs.message.keywords import FLAGGED, RECENT, SEEN
 from mailfs.store.records import FRAME_BYTES
@@ -492,3 +494,37 @@ def test_requests_are_counted_by_name(world: World, kernel: Kernel) -> None:
     assert counts["opendir"] == counts["releasedir"] == 1
     assert counts["lookup"] == 2
     assert counts["readdir"] == 2
+
+
+def test_a_message_read_while_another_process_writes_lingers_all_the_same(
+    world: World, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other clients' requests bring the tree up to date while the rename is being committed in a thread."""
+    docid = world.deliver(flags=0)
+    name = world.name(docid)
+    kernel.names("unread/cur")
+    inside, waits = threading.Event(), threading.Event()
+
+    def watched(store: Store, edit: Edit, deadline_s: float) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            waits.set()
+        commit(store, edit, deadline_s)
+
+    def write() -> None:
+        with world.store.writer.transaction("test", durable=False):
+            inside.set()
+            assert waits.wait(10)
+
+    async def blocking(function: Callable[..., None], *arguments: object) -> None:
+        await in_thread(function, *arguments)
+        kernel.operations.sync_tree()  # what the next request of another client does first
+
+    monkeypatch.setattr(operations_module, "commit", watched)
+    monkeypatch.setattr(kernel.operations, "_blocking", blocking)
+    writer = threading.Thread(target=write)
+    writer.start()
+    assert inside.wait(10)
+    assert kernel.rename("unread/cur", name, "unread/cur", name + b"S") == 0
+    writer.join(10)
+    assert kernel.names("unread/cur") == [name + b"S"]
+    assert docid in world.tree.views["unread"].lingering

@@ -1,5 +1,6 @@
 """The beginning of a mount, as far as it needs none."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,13 @@ def test_no_change_slips_in_between_the_kept_times_and_the_tree_that_shows_them(
         assert world.mtimes("inbox") == kept
     else:
         assert all(new > old for new, old in zip(world.mtimes("inbox"), kept, strict=True))
+
+
+def test_a_mount_whose_starter_has_gone_goes_on(store: Store, tmp_path: Path) -> None:
+    """^C at `mailfs mount` closes the pipe the daemon reports to; a dead mount point would be worse."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    session = Session(store, MountOptions(tmp_path / "mail", is_drained=False, ready_fd=writing))
+    session._report_ready()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(writing)

@@ -285,3 +285,26 @@ def test_sync_tells_of_a_failure(
     monkeypatch.setattr("os.fsync", failing)
     with pytest.raises(StoreError, match="cannot sync"):
         store.writer.sync()
+
+
+def test_after_a_failed_sync_of_the_index_only_a_checkpoint_counts(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (docid,) = add(store, make_message(1))
+    with store.writer.transaction("test", durable=False) as transaction:
+        transaction.edit_flags(docid, SEEN, 0)
+
+    def failing(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", failing)
+        with pytest.raises(StoreError, match="cannot sync"):
+            store.writer.sync()
+    wal = Path(f"{store.layout.index}-wal")
+    before = store.layout.index.read_bytes()
+    assert wal.stat().st_size > 0
+    store.writer.sync()
+    assert store.layout.index.read_bytes() != before, "what the WAL held is in the index itself"
+    store.writer.sync()
+    assert store.index.entry(docid).flags == SEEN

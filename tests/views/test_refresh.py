@@ -1,14 +1,18 @@
 """After a change in the store: what views show, which names the kernel must forget, and whose mtime moved."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import pytest
 
+from mailfs.errors import StoreError
 from mailfs.ids import Docid
 from mailfs.message.keywords import FLAGGED, RECENT, SEEN
+from mailfs.search.match import MatchSource, matching
+from mailfs.search.tree import Query
 from mailfs.store.index import EntryRow
 from mailfs.store.writer import ViewState
+from mailfs.views import refresh as refresh_module
 from mailfs.views.edits import plan_rename
 from mailfs.views.facts import Facts
 from mailfs.views.refresh import (
@@ -452,3 +456,55 @@ def test_times_that_do_not_hold_any_more_are_not_kept(world: World) -> None:
     assert world.tree.directory_attributes(world.directory("inbox/cur")).mtime_ns != 2
     assert world.directory("inbox/cur").kind is Kind.CUR
     assert refresh(world.tree) == []
+
+
+def test_a_search_saved_anew_takes_its_old_folders_back_from_the_kernel(world: World) -> None:
+    """The inodes stay, so only an invalidation makes the kernel forget the names in them."""
+    world.save("mine", "tag:one")
+    world.refresh()
+    view = world.directory("mine")
+    world.save("mine", "tag:two", replace=True)
+    told = world.refresh()
+    assert {Invalidation(view.ino, b"cur"), Invalidation(view.ino, b"new")} <= set(told)
+
+
+def test_what_a_refresh_owed_before_an_error_is_told_by_the_next(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docid = world.deliver(flags=0)
+    for view in ("all", "inbox"):
+        world.load(view)
+    name = world.name(docid)
+    world.set_flags(docid, add=FLAGGED)
+    asked: list[Query] = []
+
+    def failing(
+        query: Query, docids: Collection[Docid], source: MatchSource, now_s: float
+    ) -> set[Docid]:
+        asked.append(query)
+        if len(asked) == 2:
+            raise StoreError("the disk fails")
+        return matching(query, docids, source, now_s)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(refresh_module, "matching", failing)
+        with pytest.raises(StoreError):
+            world.refresh()
+    told = set(world.refresh())
+    assert gone(world, "all/cur", name) | gone(world, "inbox/cur", name) <= told
+
+
+def test_a_view_of_threads_moves_when_a_message_outside_it_changes(world: World) -> None:
+    asked = world.deliver(subject="apples")
+    answer = world.deliver(subject="re", references=["1@example.org"])
+    world.save("threads", "thread:{is:flagged} subject:re")
+    world.refresh()
+    view = world.load("threads")
+    assert list(view.docids) == []
+    before = world.mtimes("threads")
+    world.set_flags(asked, add=FLAGGED)
+    world.refresh()
+    assert needs_evaluation(world.tree, view)
+    world.load("threads")
+    assert list(view.docids) == [answer]
+    assert world.mtimes("threads") > before
