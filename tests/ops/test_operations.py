@@ -3,7 +3,8 @@
 import errno
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pyfuse3
 import pytest
@@ -363,12 +364,9 @@ def test_a_rename_and_an_unlink_reach_the_store_and_every_view(
     assert kernel.names("inbox/cur") == []
 
 
-def test_an_edit_waits_for_another_writer_in_a_thread(
-    world: World, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The lock is held when the rename begins and let go by a second thread while the handler waits."""
-    docid = world.deliver(flags=0)
-    name = world.name(docid)
+@contextmanager
+def another_writer(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Hold the writer lock in a second thread till a handler waits for it in a third; the event says that it did."""
     inside, waits = threading.Event(), threading.Event()
 
     def watched(store: Store, edit: Edit, deadline_s: float) -> None:
@@ -385,8 +383,17 @@ def test_an_edit_waits_for_another_writer_in_a_thread(
     writer = threading.Thread(target=write)
     writer.start()
     assert inside.wait(10)
-    assert kernel.rename("inbox/cur", name, "inbox/cur", name + b"S") == 0
+    yield waits
     writer.join(10)
+
+
+def test_an_edit_waits_for_another_writer_in_a_thread(
+    world: World, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docid = world.deliver(flags=0)
+    name = world.name(docid)
+    with another_writer(world, monkeypatch) as waits:
+        assert kernel.rename("inbox/cur", name, "inbox/cur", name + b"S") == 0
     assert waits.is_set()
     assert world.flags(docid) == SEEN
 
@@ -503,28 +510,13 @@ def test_a_message_read_while_another_process_writes_lingers_all_the_same(
     docid = world.deliver(flags=0)
     name = world.name(docid)
     kernel.names("unread/cur")
-    inside, waits = threading.Event(), threading.Event()
-
-    def watched(store: Store, edit: Edit, deadline_s: float) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            waits.set()
-        commit(store, edit, deadline_s)
-
-    def write() -> None:
-        with world.store.writer.transaction("test", durable=False):
-            inside.set()
-            assert waits.wait(10)
 
     async def blocking(function: Callable[..., None], *arguments: object) -> None:
         await in_thread(function, *arguments)
         kernel.operations.sync_tree()  # what the next request of another client does first
 
-    monkeypatch.setattr(operations_module, "commit", watched)
     monkeypatch.setattr(kernel.operations, "_blocking", blocking)
-    writer = threading.Thread(target=write)
-    writer.start()
-    assert inside.wait(10)
-    assert kernel.rename("unread/cur", name, "unread/cur", name + b"S") == 0
-    writer.join(10)
+    with another_writer(world, monkeypatch):
+        assert kernel.rename("unread/cur", name, "unread/cur", name + b"S") == 0
     assert kernel.names("unread/cur") == [name + b"S"]
     assert docid in world.tree.views["unread"].lingering
