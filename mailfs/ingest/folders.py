@@ -21,6 +21,7 @@ from mailfs.message.keywords import ANSWERED, FLAGGED, SEEN, parse_keyword
 
 # Files that mail programs keep beside the mail. Whole names and known beginnings, never just `dovecot*`:
 # a folder of the Dovecot list may well be called `dovecot`.
+_READ_BYTES = 1 << 20
 _INDEX_NAME = re.compile(
     rb"dovecot-(?:uidlist|keywords|uidvalidity|acl|shared|attributes|quota|expire)[^/]*"
     rb"|dovecot\.(?:index|list\.index|map\.index|mailbox\.log|sieve|svbin|attributes)[^/]*"
@@ -115,6 +116,14 @@ def open_regular(path: bytes) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def read_all(fd: int, expected_bytes: int) -> bytes:
+    """What a file holds from here on; one read(2) more than it needs, because it may have grown."""
+    pieces = [os.read(fd, expected_bytes + 1)]
+    while pieces[-1]:
+        pieces.append(os.read(fd, _READ_BYTES))
+    return b"".join(pieces)
 
 
 def side_file(path: bytes) -> bytes:

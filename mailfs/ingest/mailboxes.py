@@ -245,8 +245,7 @@ def read_ref(ref: SourceRef) -> SourceMessage:
         if isinstance(ref, MboxRef):
             place = mbox.MboxRange(ref.start, ref.end, ref.quoting)
             return _mbox_message(fd, place, ref.folder, ref.origin)
-        with open(fd, "rb", closefd=False) as file:
-            raw = file.read()
+        raw = folders.read_all(fd, size)
         mtime_ns = os.fstat(fd).st_mtime_ns
     # The index keeps times in 64 bits; file systems can go beyond.
     received_ns = mtime_ns if 0 <= mtime_ns < 1 << 63 else None

@@ -132,7 +132,12 @@ _MESSAGE_TEXT = """
 CREATE VIRTUAL TABLE message_text USING fts5(
   sender, recipient, cc, subject, body, attachment, list,
   content='', contentless_delete=1, tokenize="unicode61 remove_diacritics 2"
-)"""
+);
+-- Merge segments later and more at a time: importing 20,000 messages cost 92 us each with the defaults (4 and
+-- 16), 69 with these, and the longest slice did not grow.
+INSERT INTO message_text(message_text, rank) VALUES ('automerge', 16);
+INSERT INTO message_text(message_text, rank) VALUES ('crisismerge', 32);
+"""
 
 TABLES = (
     _STATE,
