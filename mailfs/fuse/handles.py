@@ -14,6 +14,8 @@ class MessageHandle:
 
     docid: Docid
     ino: Ino
+    # Opened right behind the one before it in the view that was listed last.
+    is_in_order: bool = False
     location: Location | None = None
     raw: bytes | None = None
     chain: Chain | None = None
@@ -73,12 +75,13 @@ class Handles:
         self.open_counts[handle.ino] = self.open_counts.get(handle.ino, 0) + 1
         return fh
 
-    def close_message(self, fh: Fh) -> None:
+    def close_message(self, fh: Fh) -> MessageHandle:
         """Forget a file handle. The kernel releases each one once."""
         handle = self.messages.pop(fh)
         count = self.open_counts.pop(handle.ino) - 1
         if count:
             self.open_counts[handle.ino] = count
+        return handle
 
     def open_directory(self, handle: DirectoryHandle) -> Fh:
         """A new file handle for it."""

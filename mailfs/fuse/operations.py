@@ -8,6 +8,7 @@ What the kernel keeps: names and attributes of messages for 300 s (invalidated w
 not at all (their mtime is how clients learn of new mail), pages of a message until memory is short.
 """
 
+import contextlib
 import errno
 import functools
 import logging
@@ -123,6 +124,9 @@ class Operations(pyfuse3.Operations):
         self._explained: set[str] = set()
         # Messages whose pages were put into the kernel, until it forgets the inode.
         self._stored: set[int] = set()
+        # The view listed last, and what a client that opens its messages in order will open next.
+        self._listed: View | None = None
+        self._next_docid: Docid | None = None
         # One object each, filled anew for every answer: pyfuse3 copies it before the next await.
         self._entry = self._new_entry(stat.S_IFREG | 0o600, CACHE_S)
         self._directory_entry = self._new_entry(stat.S_IFDIR | 0o700, 0)
@@ -296,6 +300,7 @@ class Operations(pyfuse3.Operations):
                     return
                 start_id = cookie
         if directory.holds_messages:
+            self._listed = directory.view
             self._reply_messages(directory, Docid(start_id - _DOTS), token)
             return
         for cookie, entry in enumerate(handle.entries, _DOTS + 1):
@@ -332,23 +337,25 @@ class Operations(pyfuse3.Operations):
             raise NotFound(f"no message has inode {inode}")
         if flags & (os.O_ACCMODE | os.O_TRUNC):
             raise EditRefused("a message cannot be changed, only replaced")
-        handle = MessageHandle(docid, Ino(inode))
-        if inode not in self._stored and not self.handles.open_counts.get(Ino(inode)):
-            self._store_pages(handle)
+        handle = MessageHandle(docid, Ino(inode), is_in_order=docid == self._next_docid)
+        self._store_pages(docid)
+        self._next_docid = None if self._listed is None else self._listed.next_or_none(docid)
         self._file_info.fh = self.handles.open_message(handle)
         return self._file_info
 
-    def _store_pages(self, handle: MessageHandle) -> None:
+    def _store_pages(self, docid: Docid) -> None:
         """Put a small message into the page cache, so that no READ follows.
 
-        Only while nobody else has it open: with a READ under way its pages are locked until we answer, and
+        Only while nobody has it open: with a READ under way its pages are locked until we answer, and
         storing into them would wait for ourselves.
         """
-        handle.location = self.tree.store.index.location(handle.docid)
-        if 0 < handle.location.raw <= _STORE_BYTES:
-            raw = self.tree.store.packs.load(handle.location)
-            pyfuse3.notify_store(handle.ino, 0, raw)
-            self._stored.add(handle.ino)
+        ino = message_ino(docid)
+        if ino in self._stored or ino in self.handles.open_counts:
+            return
+        location = self.tree.store.index.location(docid)
+        if 0 < location.raw <= _STORE_BYTES:
+            pyfuse3.notify_store(ino, 0, self.tree.store.packs.load(location))
+            self._stored.add(ino)
 
     @handler
     async def read(self, fh: int, off: int, size: int) -> bytes:
@@ -359,7 +366,12 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def release(self, fh: int) -> None:
-        self.handles.close_message(Fh(fh))
+        """No client waits for this answer: time to put the next message of one who reads in order into place."""
+        handle = self.handles.close_message(Fh(fh))
+        if handle.is_in_order and self._next_docid is not None:
+            # Not in the kernel, damaged or gone: whoever opens it will hear of it.
+            with contextlib.suppress(OSError, MailfsError):
+                self._store_pages(self._next_docid)
 
     # --- edits
 

@@ -61,6 +61,11 @@ class View:
         position = bisect_left(self.docids, docid)
         return position < len(self.docids) and self.docids[position] == docid
 
+    def next_or_none(self, docid: int) -> Docid | None:
+        """The member behind this docid."""
+        position = bisect_right(self.docids, docid)
+        return Docid(self.docids[position]) if position < len(self.docids) else None
+
     def iter_after(self, docid: int) -> Iterator[int]:
         """Members with a larger docid, in order. Survives changes made meanwhile: none is skipped or repeated."""
         while True:

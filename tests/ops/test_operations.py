@@ -444,6 +444,34 @@ def test_a_small_message_is_stored_in_the_kernel_once_until_it_forgets(
     assert first.keep_cache
 
 
+def test_the_next_message_of_a_client_that_reads_in_order_is_stored_before_it_is_opened(
+    world: World, kernel: Kernel
+) -> None:
+    docids = [world.deliver(keywords=[word]) for word in ("inbox", "other", "inbox", "inbox")]
+    first, other, second, third = map(message_ino, docids)
+    kernel.names("inbox/cur")
+    for ino in (first, second):
+        assert third not in kernel.pages
+        kernel.ask(kernel.operations.release, kernel.open(ino).fh)
+    assert kernel.pages[third] == world.store.load(docids[3])
+    assert other not in kernel.pages, "of another view"
+
+
+def test_a_client_that_has_the_next_message_open_keeps_its_pages_to_itself(
+    world: World, kernel: Kernel
+) -> None:
+    """Its READ may be under way: storing would wait for a page that is locked till we answer."""
+    first, second, third = (message_ino(world.deliver()) for _ in range(3))
+    kernel.names("inbox/cur")
+    reader = kernel.open(third).fh
+    kernel.ask(kernel.operations.forget, [(third, 1)])
+    kernel.pages.clear()
+    for ino in (first, second):
+        kernel.ask(kernel.operations.release, kernel.open(ino).fh)
+    assert third not in kernel.pages
+    kernel.ask(kernel.operations.release, reader)
+
+
 def test_a_large_and_an_empty_message_are_read_when_asked_for(
     deliver: Deliver, kernel: Kernel
 ) -> None:
