@@ -233,6 +233,8 @@ def as_ordinary_user() -> Iterator[None]:
 
 def test_what_may_not_be_read_is_a_problem_and_the_rest_goes_on(readable_by_all: Path) -> None:
     write(readable_by_all, "a/cur/1", "b/cur/1", "c.mbox")
+    for path in readable_by_all.rglob("*"):
+        path.chmod(0o755)  # whatever the umask is
     (readable_by_all / "a/cur").chmod(0)
     (readable_by_all / "c.mbox").chmod(0)
     with as_ordinary_user():
