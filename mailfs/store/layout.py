@@ -58,6 +58,11 @@ def new_layout(root: Path) -> Layout:
     ]
     if foreign:
         raise StoreExists(f"{root} is not empty (it holds {foreign[0]}): name a new folder")
+    if any((root / "packs").glob("*")):
+        # A store in the making has no packs yet: this one was in use, and its index holds keywords.
+        raise StoreExists(
+            f"{root} holds packs but no file `format`: put that back, or name a new folder"
+        )
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     root.chmod(0o700)
     layout = Layout(root, _new_store_id())

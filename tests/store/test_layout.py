@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mailfs.errors import FormatTooNew, StoreError, StoreMissing
+from mailfs.errors import FormatTooNew, StoreError, StoreExists, StoreMissing
 from mailfs.ids import PackNumber
 from mailfs.store.layout import new_layout, open_layout, write_format
 from mailfs.store.schema import FIRST_SEARCHES, FORMAT_VERSION
@@ -177,3 +177,20 @@ def test_format_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_packs_are_numbered_with_eight_digits(tmp_path: Path) -> None:
     layout = new_layout(tmp_path / "store")
     assert layout.pack(PackNumber(12)).name == "00000012.pack"
+
+
+def test_a_store_that_lost_its_format_is_never_made_anew(tmp_path: Path) -> None:
+    """Making one begins with an empty index, and the old one holds the keywords."""
+    root = tmp_path / "store"
+    with Store.create(root) as store:
+        with store.writer.transaction("test", durable=True) as transaction:
+            transaction.add(new_message(make_message(1)))
+        text = (root / "format").read_bytes()
+    (root / "format").unlink()
+    before = (root / "index.sqlite3").read_bytes()
+    with pytest.raises(StoreExists, match="holds packs"):
+        Store.create(root)
+    assert (root / "index.sqlite3").read_bytes() == before
+    (root / "format").write_bytes(text)
+    with Store.open(root) as store:
+        assert problems_of(store) == []
