@@ -198,15 +198,26 @@ def _zone_offset(zone: bytes) -> timedelta:
     return timedelta(hours=_ZONE_HOURS.get(zone, 0))
 
 
+# An mbox that a mail program shortens while it is scanned can kill us where it is mapped (SIGBUS). Those in use,
+# /var/mail's, are below this; what is larger is an archive.
+WHOLE_BYTES = 64 << 20
+
+
 def iter_ranges(fd: int, dialect: Dialect) -> Iterator[MboxRange | Junk]:
     """Every message of an open regular file, in order; junk before the first is told once.
 
     A From_ line counts only at the file's start, behind a blank line, or where a Content-Length says so.
-    Maps the file and copies nothing of it; some hundred MB/s. Raises OSError, also (ESTALE) where the
-    file grows shorter meanwhile.
+    Some hundred MB/s. A file up to WHOLE_BYTES is read into memory, a larger one is mapped. Raises OSError,
+    also (ESTALE) where the file grows shorter meanwhile.
     """
     size = os.fstat(fd).st_size
     if size == 0:
+        return
+    if size <= WHOLE_BYTES:
+        whole = os.pread(fd, size, 0)
+        if len(whole) < size:
+            raise _changed()
+        yield from _Scanner(fd, whole, dialect).ranges()
         return
     try:
         data = mmap.mmap(fd, size, prot=mmap.PROT_READ)
@@ -221,9 +232,9 @@ def _changed() -> OSError:
 
 
 class _Scanner:
-    """One pass over a mapped file."""
+    """One pass over a file in memory, read or mapped."""
 
-    def __init__(self, fd: int, data: mmap.mmap, dialect: Dialect) -> None:
+    def __init__(self, fd: int, data: bytes | mmap.mmap, dialect: Dialect) -> None:
         self._fd = fd
         self._data = data
         self._size = len(data)

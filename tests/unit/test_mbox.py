@@ -37,6 +37,14 @@ from mailfs.message.keywords import ANSWERED, DELETED, DRAFT, FLAGGED, FORWARDED
 FROM = b"From a@example.org Mon Jan  1 00:00:00 2001\n"
 
 
+@pytest.fixture(autouse=True, scope="module", params=[0, mbox.WHOLE_BYTES], ids=["mapped", "read"])
+def _way_of_reading(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test both ways: small files are read, large ones mapped."""
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(mbox, "WHOLE_BYTES", request.param)
+        yield
+
+
 @contextmanager
 def opened(content: bytes) -> Iterator[int]:
     with TemporaryFile() as file:
