@@ -144,16 +144,6 @@ def leaves(query: Query) -> Iterator[Leaf]:
                 waiting.append(node.child)
 
 
-def depends_on_flags(query: Query) -> bool:
-    """Whether a change of system keywords, or of recent, can change who matches."""
-    return any(isinstance(leaf, Flag) for leaf in leaves(query))
-
-
-def depends_on_keywords(query: Query) -> bool:
-    """Whether a change of the users' own keywords can change who matches."""
-    return any(isinstance(leaf, HasKeyword | AnyKeyword) for leaf in leaves(query))
-
-
 def depends_on_threads(query: Query) -> bool:
     """Whether a message can begin or cease to match by what happens to another of its conversation."""
     return any(isinstance(leaf, Thread | ThreadOf) for leaf in leaves(query))
