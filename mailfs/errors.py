@@ -102,6 +102,12 @@ class BadSource(MailfsError):
     exit_code = EX_DATAERR
 
 
+class WorkersDied(MailfsError):
+    """A process that parses mail ended without an answer, killed or out of memory, or does not come to one."""
+
+    exit_code = EX_TEMPFAIL
+
+
 class QuerySyntaxError(MailfsError):
     """A query that does not parse. `position` counts characters from 0."""
 

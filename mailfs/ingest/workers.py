@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from types import TracebackType
 
-from mailfs.errors import MailfsError
+from mailfs.errors import WorkersDied
 from mailfs.ingest.importer import Labels, Prepared, prepare_ref
 from mailfs.ingest.mailboxes import SourceProblem, SourceRef
 
@@ -24,12 +24,8 @@ _AHEAD = 2
 # are never in memory at once.
 _PIECE_BYTES = 4 << 20
 _END_DEADLINE_S = 5.0
-
-
-class WorkersDied(MailfsError):
-    """A worker process ended without an answer: killed, or out of memory."""
-
-    exit_code = 75
+# A batch takes milliseconds; one that takes this long reads from a disk or a network that does not answer.
+_ANSWER_DEADLINE_S = 600.0
 
 
 class Workers:
@@ -104,6 +100,11 @@ def _next_batch(refs: Iterator[SourceRef | SourceProblem]) -> list[SourceRef | S
 def _receive(pipe: Connection) -> Iterator[list[Prepared | SourceProblem]]:
     is_last = False
     while not is_last:
+        if not pipe.poll(_ANSWER_DEADLINE_S):
+            raise WorkersDied(
+                f"a process that reads mail has not answered for {_ANSWER_DEADLINE_S:g} s (a disk that "
+                "hangs?); what was imported is safe: run the import again to go on"
+            )
         try:
             piece, is_last = pipe.recv()
         except (EOFError, ConnectionResetError):
