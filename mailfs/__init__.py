@@ -13,7 +13,7 @@ tests/test_architecture.py):
     errors, ids
 
 Calls go down, results come up. A request: kernel -> fuse.operations -> views.tree or views.edits ->
-store. A change: store.changes_since(modseq) -> views.refresh -> fuse.notify -> kernel.
+store. A change: store.index.changes_since(modseq) -> views.refresh -> fuse.notify -> kernel.
 
 Goals in order, so that conflicts are decided:
 no mail is lost > what the client sees is true > speed > features.

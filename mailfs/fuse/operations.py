@@ -1,8 +1,8 @@
 """pyfuse3.Operations over the tree: ids, attributes and errnos in, answers out.
 
 Handlers are short synchronous code, atomic until their next await; what may take longer goes through `blocking`, which
-lets others be served. Every handler first brings the tree up to what other processes committed. Only FUSEError
-leaves a handler: a MailfsError becomes its errno, anything else EIO and one line in the log, and the mount goes on.
+lets others be served. A handler that shows or changes names first brings the tree up to what other processes
+committed. Only FUSEError leaves a handler: a MailfsError becomes its errno, anything else EIO and one line in the log, and the mount goes on.
 
 What the kernel keeps: names and attributes of messages for 300 s (invalidated when they change), directories' attributes
 not at all (their mtime is how clients learn of new mail), pages of a message until memory is short.

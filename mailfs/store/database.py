@@ -115,6 +115,8 @@ def _store_error(error: apsw.Error, path: Path) -> StoreError | Busy:
         return StoreFull(f"no room for the index {path}: free some and try again")
     if isinstance(error, (apsw.BusyError, apsw.LockedError)):
         return Busy(f"the index {path} is locked by another program: try again")
+    if isinstance(error, apsw.InterruptError):
+        return Busy(f"a question to the index {path} took too long: ask for less, or try again")
     if isinstance(error, (apsw.CorruptError, apsw.NotADBError)):
         return Corrupt(f"the index {path} is damaged: {error}")
     return StoreError(f"the index {path}: {error}")

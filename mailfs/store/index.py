@@ -3,6 +3,7 @@
 Every method is one SQL statement unless it says otherwise, so what it returns is one snapshot.
 """
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ _ENTRY_COLUMNS = "docid, flags, expunged, size, received_ns, changed_ns"
 # Below SQLite's 32,766 parameters, and few enough that a statement is compiled once and found again.
 _CHUNK = 500
 _LOCATIONS_AHEAD = 64
+# SQLite counts instructions of its virtual machine; this many take about a tenth of a millisecond.
+_STEPS_A_LOOK = 10_000
 
 
 class EntryRow(NamedTuple):
@@ -95,6 +98,11 @@ class Index:
     def _rows(self, statement: str, parameters: Sequence[object] = ()) -> list[Row]:
         with translated(self._path):
             return self._sql.execute(statement, tuple(parameters)).fetchall()
+
+    def give_up_after(self, deadline_s: float) -> None:
+        """From now on a statement that still runs in `deadline_s` seconds ends with Busy."""
+        give_up = time.monotonic() + deadline_s
+        self._sql.set_progress_handler(lambda: time.monotonic() > give_up, _STEPS_A_LOOK)
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:

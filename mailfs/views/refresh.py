@@ -22,15 +22,18 @@ from mailfs.views.view import Evaluation, View
 LINGER_S = 300.0
 # A relative date moves at midnight, or with the hour; a listing may be this much late.
 CLOCK_STEP_S = 60.0
+# A view of 1,000,000 messages takes some three seconds; the client that opened it waits.
+EVALUATION_DEADLINE_S = 120.0
 _FILL_ROWS = 1000
 
 
 def evaluate(layout: Layout, view: View, facts: Facts) -> Evaluation:
     """Ask a view's query for all its members. For a worker thread: opens its own connection.
 
-    Facts of messages nobody has shown yet are filled in on the way.
+    Facts of messages nobody has shown yet are filled in on the way. Raises Busy after EVALUATION_DEADLINE_S.
     """
     index = Index(layout)
+    index.give_up_after(EVALUATION_DEADLINE_S)
     try:
         with index.snapshot():
             modseq = index.state().modseq

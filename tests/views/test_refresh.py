@@ -5,11 +5,12 @@ from collections.abc import Collection, Iterable
 
 import pytest
 
-from mailfs.errors import StoreError
+from mailfs.errors import Busy, StoreError
 from mailfs.ids import Docid
 from mailfs.message.keywords import FLAGGED, RECENT, SEEN
 from mailfs.search.match import MatchSource, matching
 from mailfs.search.tree import Query
+from mailfs.store import index as index_module
 from mailfs.store.index import EntryRow
 from mailfs.store.writer import ViewState
 from mailfs.views import refresh as refresh_module
@@ -508,3 +509,17 @@ def test_a_view_of_threads_moves_when_a_message_outside_it_changes(world: World)
     world.load("threads")
     assert list(view.docids) == [answer]
     assert world.mtimes("threads") > before
+
+
+def test_a_search_that_takes_too_long_is_given_up_and_can_be_tried_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docids = [world.deliver() for _ in range(5)]
+    view = world.tree.views["all"]
+    with monkeypatch.context() as patch:
+        patch.setattr(refresh_module, "EVALUATION_DEADLINE_S", -1.0)
+        patch.setattr(index_module, "_STEPS_A_LOOK", 1)
+        with pytest.raises(Busy, match="too long"):
+            evaluate(world.store.layout, view, world.tree.facts)
+    assert not view.is_loaded
+    assert list(world.load("all").docids) == docids
