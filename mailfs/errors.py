@@ -4,7 +4,7 @@ Errors are caught in two places: the handler wrapper in fuse/operations.py (errn
 (message on stderr, exit code of sysexits.h). A message says what happened, to what, and what to do.
 """
 
-from errno import EAGAIN, EEXIST, EINVAL, EIO, ENOENT, ENOSPC, EPERM
+from errno import EAGAIN, EDQUOT, EEXIST, EINVAL, EIO, ENOENT, ENOSPC, EPERM
 
 EX_USAGE, EX_DATAERR, EX_NOINPUT, EX_UNAVAILABLE = 64, 65, 66, 69
 EX_SOFTWARE, EX_OSERR, EX_CANTCREAT, EX_IOERR = 70, 71, 73, 74
@@ -50,6 +50,20 @@ class SearchExists(MailfsError):
     exit_code = EX_CANTCREAT
 
 
+class EntryExists(MailfsError):
+    """This name is that of another message in the same view."""
+
+    errno = EEXIST
+    exit_code = EX_CANTCREAT
+
+
+class KeywordInUse(MailfsError):
+    """Messages have this keyword already, so another cannot be renamed to it."""
+
+    errno = EEXIST
+    exit_code = EX_CANTCREAT
+
+
 class StoreError(MailfsError):
     """The store cannot be used as asked."""
 
@@ -86,6 +100,13 @@ class StoreFull(StoreError):
 
     errno = ENOSPC
     exit_code = EX_TEMPFAIL
+
+
+def storage_error(error: OSError, what: str) -> StoreError:
+    """StoreFull or StoreError, for what the system says; `what` could not be done."""
+    if error.errno in (ENOSPC, EDQUOT):
+        return StoreFull(f"{what}: {error.strerror}; free some room and try again")
+    return StoreError(f"{what}: {error.strerror}")
 
 
 class Busy(MailfsError):

@@ -80,9 +80,15 @@ def _serve(
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    logging.getLogger("pyfuse3").addFilter(_is_worth_a_line)
     chosen = MountOptions(mountpoint, options, is_drained, ready_fd)
     with Store.open(root) as store:
         Session(store, chosen).run()
+
+
+def _is_worth_a_line(record: logging.LogRecord) -> bool:
+    """Not that the kernel no longer waits for an answer: it was unmounted, or the client was killed, meanwhile."""
+    return "fuse_reply_* failed with No such file" not in record.getMessage()
 
 
 def _serve_in_background(

@@ -39,7 +39,7 @@ def run_save(arguments: argparse.Namespace, root: Path) -> int:
         Store.open(root) as store,
         store.writer.transaction("save", durable=True) as transaction,
     ):
-        transaction.save_search(name, text, arguments.on_rm, replace=arguments.replace)
+        transaction.searches.save(name, text, arguments.on_rm, replace=arguments.replace)
     return 0
 
 
@@ -69,5 +69,5 @@ def run_forget(arguments: argparse.Namespace, root: Path) -> int:
         Store.open(root) as store,
         store.writer.transaction("forget", durable=True) as transaction,
     ):
-        transaction.forget_search(arguments.name)
+        transaction.searches.forget(arguments.name)
     return 0

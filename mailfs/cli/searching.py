@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,15 @@ from typing import TYPE_CHECKING
 from mailfs.cli.commands import Commands, Parser, add_command, add_query, plan_of
 from mailfs.errors import EX_NOINPUT, UsageError
 from mailfs.ids import Docid, Keyword
-from mailfs.message.keywords import SEEN, UNREAD, keywords_of_flags, parse_keyword, split_keywords
+from mailfs.message.keywords import (
+    DELETED,
+    DELETED_BY_ENTRY,
+    SEEN,
+    UNREAD,
+    keywords_of_flags,
+    parse_keyword,
+    split_keywords,
+)
 
 if TYPE_CHECKING:
     from mailfs.store.index import Summary
@@ -109,20 +118,23 @@ def _lines(summary: "Summary", output: str) -> list[str]:
 def _print_files(store: "Store", docids: Sequence[Docid]) -> None:
     """Paths below the mount point, in the first view that shows everything."""
     from mailfs.message.keywords import RECENT
-    from mailfs.message.maildir import Base, format_base, format_name
-    from mailfs.search.query import parse_query
     from mailfs.search.tree import matches_everything
+    from mailfs.views.refresh import sync_letters
+    from mailfs.views.tree import Tree
 
-    searches = store.index.searches()
-    everything = [search for search in searches if matches_everything(parse_query(search.query))]
+    tree = Tree(store, {})
+    everything = [view for view in tree.views.values() if matches_everything(view.query)]
     if not everything:
         raise UsageError("no saved search shows every message: mailfs save all '*'")
+    view = everything[0]
+    sync_letters(tree, view)
     for docid in docids:
-        entry = store.index.entry(docid)
-        is_new = bool(entry.flags & RECENT)
-        base = Base(entry.received_ns // 10**9, docid, store.layout.store_id, entry.size)
-        name = format_name(format_base(base), entry.flags, in_new=is_new)
-        print(f"{everything[0].name}/{'new' if is_new else 'cur'}/{name.decode()}")
+        if not tree.names.know(docid):
+            continue  # expunged since it was found
+        flags = tree.facts.flags_of(docid)
+        part = "new" if flags & RECENT else "cur"
+        for name in tree.names.names(view, docid, flags):
+            print(f"{view.search.name}/{part}/{os.fsdecode(name)}")
 
 
 def _print_json(store: "Store", docids: Sequence[Docid]) -> None:
@@ -206,6 +218,8 @@ def run_tag(arguments: argparse.Namespace, root: Path) -> int:
     add, remove, query = split_tag_words(arguments.words)
     add_flags, add_keywords = split_keywords(add)
     remove_flags, remove_keywords = split_keywords(remove)
+    if (add_flags | remove_flags) & DELETED:
+        remove_flags |= DELETED_BY_ENTRY  # said of the message itself now, in all its folders
     with Store.open(root) as store:
         docids = store.index.docids(plan_of(query))
         for start in range(0, len(docids), _TAG_SLICE):

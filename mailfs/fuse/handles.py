@@ -1,10 +1,12 @@
 """Open files and directories, by file handle. Only for the thread that serves requests."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mailfs.ids import Docid, Fh, Ino
 from mailfs.store.packs import Location, PackReader
 from mailfs.store.records import Chain
+from mailfs.views.files import FileEntry, Place
 from mailfs.views.tree import Directory, Entry
 
 
@@ -47,12 +49,37 @@ class MessageHandle:
         return b"".join(pieces)
 
 
+@dataclass(slots=True)
+class FileHandle:
+    """An open ordinary file. `is_sealed`: it has become a message since, which nobody can change."""
+
+    ino: Ino
+    fd: int
+    is_sealed: bool = False
+
+
+class AliasEntry(NamedTuple):
+    """A message linked into tmp/, in a listing."""
+
+    name: bytes
+    docid: Docid
+
+
 @dataclass(frozen=True, slots=True)
 class DirectoryHandle:
-    """An open directory. `entries` is what a directory of directories held when it was opened."""
+    """An open directory: of the tree, or a client's own (None).
 
-    directory: Directory
-    entries: tuple[Entry, ...]
+    `entries` is what it held when it was opened, but for messages: directories, files, and links in tmp/.
+    """
+
+    directory: Directory | None
+    place: Place
+    entries: tuple[Entry | FileEntry | AliasEntry, ...]
+
+    @property
+    def names(self) -> frozenset[bytes]:
+        """The names of `entries`."""
+        return frozenset(entry.name for entry in self.entries)
 
 
 class Handles:
@@ -60,6 +87,7 @@ class Handles:
 
     def __init__(self) -> None:
         self.messages: dict[Fh, MessageHandle] = {}
+        self.files: dict[Fh, FileHandle] = {}
         self.directories: dict[Fh, DirectoryHandle] = {}
         self.open_counts: dict[Ino, int] = {}
         self._last = 0
@@ -82,6 +110,22 @@ class Handles:
         if count:
             self.open_counts[handle.ino] = count
         return handle
+
+    def open_file(self, handle: FileHandle) -> Fh:
+        """A new file handle for it."""
+        fh = self._next()
+        self.files[fh] = handle
+        return fh
+
+    def file(self, fh: int) -> FileHandle:
+        """The ordinary file of a handle."""
+        return self.files[Fh(fh)]
+
+    def seal(self, ino: Ino) -> None:
+        """Refuse writes to a file from now on: what was written has become a message."""
+        for handle in self.files.values():
+            if handle.ino == ino:
+                handle.is_sealed = True
 
     def open_directory(self, handle: DirectoryHandle) -> Fh:
         """A new file handle for it."""

@@ -17,10 +17,11 @@ import pyfuse3
 import trio
 
 from mailfs.errors import Busy, MailfsError, MountError, StoreError
+from mailfs.fuse.changes import Blocking
 from mailfs.fuse.drain import Drain, in_thread
 from mailfs.fuse.mounts import run_fusermount, write_record
 from mailfs.fuse.notify import Notifier
-from mailfs.fuse.operations import Blocking, Operations
+from mailfs.fuse.operations import Operations
 from mailfs.store.store import Store
 from mailfs.views.tree import Tree
 
@@ -60,6 +61,7 @@ class Session:
             drain.enable()
             blocking = drain.blocking
         self._operations = Operations(self._tree, self._notifier, blocking)
+        self._operations.ordinary.find_waiting()
 
     def run(self) -> None:
         """Mount, serve, and return when unmounted. Raises MountError."""
@@ -146,11 +148,12 @@ class Session:
         while True:
             await trio.sleep(TICK_S)
             try:
-                self._operations.tick()
-                await self._operations.evaluate_again()
-                if self._operations.is_dirty and trio.current_time() - synced_s >= SYNC_S:
+                self._operations.changes.tick()
+                await self._operations.changes.evaluate_again()
+                await self._operations.ordinary.take_in_waiting()
+                if self._operations.changes.is_dirty and trio.current_time() - synced_s >= SYNC_S:
                     synced_s = trio.current_time()
-                    self._operations.is_dirty = False
+                    self._operations.changes.is_dirty = False
                     await self._sync()
             except MailfsError as error:
                 log.warning("%s", error)
@@ -161,7 +164,7 @@ class Session:
         try:
             await trio.to_thread.run_sync(self._store.writer.sync)
         except MailfsError:
-            self._operations.is_dirty = True
+            self._operations.changes.is_dirty = True
             raise
 
     def _status(self) -> dict[str, object]:

@@ -2,10 +2,8 @@
 
 Handlers are short synchronous code, atomic until their next await; what may take longer goes through `blocking`, which
 lets others be served. A handler that shows or changes names first brings the tree up to what other processes
-committed. Only FUSEError leaves a handler: a MailfsError becomes its errno, anything else EIO and one line in the log, and the mount goes on.
-
-What the kernel keeps: names and attributes of messages for 300 s (invalidated when they change), directories' attributes
-not at all (their mtime is how clients learn of new mail), pages of a message until memory is short.
+committed. An inode number says what it is: a message, a directory of the tree, or an ordinary file (ordinary.py). Only FUSEError leaves a
+handler: a MailfsError becomes its errno, anything else EIO and one line in the log, and the mount goes on.
 """
 
 import contextlib
@@ -13,42 +11,31 @@ import errno
 import functools
 import logging
 import os
-import stat
-import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Concatenate, ParamSpec, Protocol, TypeVar, TypeVarTuple
+from typing import Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext
 
-from mailfs.errors import Busy, EditRefused, MailfsError, NotFound
-from mailfs.fuse.handles import DirectoryHandle, Handles, MessageHandle
+from mailfs.errors import EditRefused, MailfsError, NotFound
+from mailfs.fuse.answers import CACHE_S, Answers
+from mailfs.fuse.changes import Blocking, Changes
+from mailfs.fuse.handles import AliasEntry, DirectoryHandle, Handles, MessageHandle
 from mailfs.fuse.notify import Notifier
+from mailfs.fuse.ordinary import OrdinaryFiles, is_hidden
+from mailfs.fuse.renames import Renames
 from mailfs.ids import Docid, Fh, Ino
-from mailfs.message.maildir import split_name
 from mailfs.store.records import FRAME_BYTES
-from mailfs.views.edits import (
-    Edit,
-    FlagEdit,
-    commit,
-    plan_mkdir,
-    plan_rename,
-    plan_rmdir,
-    plan_unlink,
-)
-from mailfs.views.refresh import (
-    LINGER_S,
-    end_lingering,
-    evaluate,
-    install,
-    needs_evaluation,
-    refresh,
-)
+from mailfs.views.arrivals import plan_arrival, plan_link
+from mailfs.views.edits import plan_unlink
+from mailfs.views.files import FileEntry, is_file_ino
+from mailfs.views.searches import plan_mkdir, plan_remove_part, plan_rmdir
 from mailfs.views.tree import (
+    Alias,
     Attributes,
     Directory,
-    Invalidation,
+    Entry,
     Kind,
     Tree,
     docid_of_or_none,
@@ -58,26 +45,18 @@ from mailfs.views.view import View
 
 log = logging.getLogger(__name__)
 
-CACHE_S = 300.0
-# How long a client's rename or unlink waits for a writer in another process before EAGAIN.
-EDIT_DEADLINE_S = 10.0
-# `.` and `..` have the cookies 1 and 2; a message has its docid and these added.
-_DOTS = 2
+# `.` and `..` have the cookies 1 and 2; then comes all that is no message, with its place in the listing and
+# _OTHERS; then messages: entry `number` has docid * 256 + number.
+_NUMBERS = 256
+_OTHERS = 1 << 60
 # Up to this a message is put into the page cache while it is opened, and no READ follows.
 _STORE_BYTES = FRAME_BYTES // 2
 
-# Refusals are explained once each; a client that makes up names must not fill the log.
-_MAX_EXPLAINED = 1000
+# What the disk below the store does, not what a client asked wrongly.
+_STORAGE_ERRORS = frozenset({errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE})
 
 P = ParamSpec("P")
 R = TypeVar("R")
-Arguments = TypeVarTuple("Arguments")
-
-
-class Blocking(Protocol):
-    """How a handler waits for something slow: Drain.blocking or drain.in_thread."""
-
-    async def __call__(self, function: Callable[[*Arguments], R], *arguments: *Arguments) -> R: ...
 
 
 def handler(
@@ -94,10 +73,12 @@ def handler(
         except FUSEError:
             raise
         except MailfsError as error:
-            self.explain(name, error)
+            self.changes.explain(name, error)
             raise FUSEError(error.errno) from None
         except OSError as error:
-            log.warning("%s: %s", name, error)
+            # Of an ordinary file: what the real file system says, as on any disk.
+            if error.errno in _STORAGE_ERRORS:
+                log.warning("%s: %s", name, error)
             raise FUSEError(error.errno or errno.EIO) from None
         except Exception:  # the last line of defence: one client's trouble never ends the mount
             log.exception("%s failed", name)
@@ -118,125 +99,81 @@ class Operations(pyfuse3.Operations):
         self.tree = tree
         self.handles = Handles()
         self.counts: Counter[str] = Counter()
-        self.is_dirty = False  # committed, but not yet made to survive power loss
-        self._notifier = notifier
-        self._blocking = blocking
-        self._explained: set[str] = set()
+        self.changes = Changes(tree, notifier, blocking)
+        self._answers = Answers()
+        self.ordinary = OrdinaryFiles(self.changes, self.handles, self._answers)
+        self._renames = Renames(self.changes, self.ordinary)
         # Messages whose pages were put into the kernel, until it forgets the inode.
         self._stored: set[int] = set()
         # The view listed last, and what a client that opens its messages in order will open next.
         self._listed: View | None = None
         self._next_docid: Docid | None = None
-        # One object each, filled anew for every answer: pyfuse3 copies it before the next await.
-        self._entry = self._new_entry(stat.S_IFREG | 0o600, CACHE_S)
-        self._directory_entry = self._new_entry(stat.S_IFDIR | 0o700, 0)
+        # One object, filled anew for every answer: pyfuse3 copies it before the next await.
         self._file_info = FileInfo(keep_cache=True)
 
-    def _new_entry(self, mode: int, attribute_cache_s: float) -> EntryAttributes:
-        entry = EntryAttributes()
-        entry.generation = 0  # docids are never reused
-        entry.st_mode = mode
-        entry.st_uid, entry.st_gid = os.getuid(), os.getgid()
-        entry.st_blksize = 4096
-        entry.entry_timeout = CACHE_S
-        entry.attr_timeout = attribute_cache_s
-        return entry
-
-    # --- between the tree and pyfuse3
-
-    def explain(self, name: str, error: MailfsError) -> None:
-        """Say once in the log why a client was refused; a name that is not there needs no word."""
-        text = str(error)
-        is_known = text in self._explained or len(self._explained) >= _MAX_EXPLAINED
-        if not isinstance(error, NotFound) and not is_known:
-            self._explained.add(text)
-            log.warning("%s refused: %s", name, text)
-
-    def publish(self, invalidations: Sequence[Invalidation]) -> None:
-        if invalidations:
-            self._notifier.publish(invalidations)
-
-    def sync_tree(self) -> None:
-        """Bring the tree up to what is committed, by whatever process."""
-        self.publish(refresh(self.tree))
-
-    def tick(self) -> None:
-        """What time brings: other processes' changes while nobody asks, and the end of lingering."""
-        self.sync_tree()
-        self.publish(end_lingering(self.tree, time.monotonic()))
-
-    async def evaluate_again(self) -> None:
-        """Move views that somebody looks at with the clock and with their threads, so that their mtimes do."""
-        for view in list(self.tree.views.values()):
-            if view.is_loaded and time.monotonic() - view.last_used_s < LINGER_S:
-                await self._load(view)
-
-    def _fill(self, attributes: Attributes) -> EntryAttributes:
-        entry = self._directory_entry if attributes.is_directory else self._entry
-        entry.entry_timeout = CACHE_S
-        entry.st_ino = attributes.ino
-        entry.st_nlink = attributes.nlink
-        entry.st_size = attributes.size
-        entry.st_blocks = (attributes.size + 511) // 512
-        entry.st_mtime_ns = entry.st_atime_ns = attributes.mtime_ns
-        entry.st_ctime_ns = attributes.ctime_ns
-        return entry
-
     def _directory_answer(self, directory: Directory) -> EntryAttributes:
-        return self._fill(self.tree.directory_attributes(directory))
+        return self._answers.attributes(self.tree.directory_attributes(directory))
 
-    async def _edit_flags(self, edit: FlagEdit) -> None:
-        view = edit.view
+    def _message_answer(self, directory: Directory, name: bytes) -> EntryAttributes:
+        """Of an entry. Raises NotFound unless the name is true now."""
+        found = self.tree.find_message(directory, name)
+        view = directory.view
+        assert view is not None
         view.use()
-        view.being_edited.add(edit.docid)
-        try:
-            await self._edit(edit)
-        finally:
-            view.being_edited.discard(edit.docid)
-
-    async def _edit(self, edit: Edit) -> None:
-        """Commit an edit and show it. Without waiting when the writer lock is free, which it nearly always is."""
-        try:
-            commit(self.tree.store, edit, 0)
-        except Busy:
-            await self._blocking(commit, self.tree.store, edit, EDIT_DEADLINE_S)
-        self.is_dirty = True
-        self.sync_tree()
-
-    async def _load(self, view: View) -> None:
-        if needs_evaluation(self.tree, view):
-            tree = self.tree
-            evaluation = await self._blocking(evaluate, tree.store.layout, view, tree.facts)
-            self.publish(install(tree, view, evaluation))
+        attributes = self.tree.message_attributes(found.docid)
+        # The kernel keeps a name only if it will be told when it is gone: not in a view that is not
+        # followed yet, and not one that we only understand.
+        if view.is_loaded and found.is_exact:
+            return self._answers.attributes(attributes)
+        return self._answers.not_kept(attributes)
 
     # --- names and attributes
 
     @handler
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        self.sync_tree()
-        directory = self.tree.directory(parent_inode)
-        child = self.tree.child_or_none(directory, name)
-        if child is not None:
+        if not is_file_ino(parent_inode):
+            directory = self.changes.directory(parent_inode)
+            child = self.tree.child_or_none(directory, name)
+            if child is not None:
+                return self._child_answer(directory, child, name, ctx)
+            if directory.holds_messages:
+                with contextlib.suppress(NotFound):
+                    return self._message_answer(directory, name)
+            docid = self.tree.alias_or_none(directory, name)
+            if docid is not None:
+                return self._answers.not_kept(self._open_attributes(docid))
+        found = self.ordinary.files.lookup_or_none(self.ordinary.place(parent_inode), name)
+        if found is None:
+            raise NotFound(f"no entry {name!r}")
+        return self.ordinary.answer(found)
+
+    def _child_answer(
+        self, directory: Directory, child: Directory, name: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        making = None if directory.view is None else directory.view.making
+        if making is None or directory.kind != Kind.VIEW:
             return self._directory_answer(child)
-        docid = self.tree.lookup_message(directory, name)
-        view = directory.view
-        assert view is not None
-        view.use()
-        answer = self._fill(self.tree.message_attributes(docid))
-        # The kernel keeps a name only if it will be told when it is gone: not in a view that is not
-        # followed yet, and not one that we only understand.
-        will_be_told = view.is_loaded and name == self.tree.current_name(docid)
-        answer.entry_timeout = CACHE_S if will_be_told else 0
-        return answer
+        if making.hides(name, ctx.pid):
+            raise NotFound(f"{name!r} is still to be made")
+        return self._answers.not_kept(self.tree.directory_attributes(child))
+
+    def _open_attributes(self, docid: Docid) -> Attributes:
+        """Of a message some client holds, by an open file or a link in tmp/; it may have been expunged."""
+        if self.tree.names.know(docid):
+            return self.tree.message_attributes(docid)
+        return self.tree.expunged_attributes(docid)
 
     @handler
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
-        self.sync_tree()
+        if is_file_ino(inode):
+            return self.ordinary.attributes(inode)
+        self.changes.sync_tree()
         docid = docid_of_or_none(inode)
         if docid is not None:
-            if docid not in self.tree.facts and self.handles.open_counts.get(Ino(inode)):
-                return self._fill(self.tree.expunged_attributes(docid))
-            return self._fill(self.tree.message_attributes(docid))
+            is_held = Ino(inode) in self.handles.open_counts or docid in self.tree.aliases.values()
+            if is_held:
+                return self._answers.attributes(self._open_attributes(docid))
+            return self._answers.attributes(self.tree.message_attributes(docid))
         directory = self.tree.directory(inode)
         if directory.kind == Kind.CUR and directory.view is not None:
             directory.view.use()
@@ -251,41 +188,63 @@ class Operations(pyfuse3.Operations):
         fh: int | None,
         ctx: RequestContext,
     ) -> EntryAttributes:
-        """utime, chmod and chown are accepted and change nothing; a message cannot be cut."""
+        """utime, chmod and chown of messages and views are accepted and change nothing; a message cannot be cut."""
+        if is_file_ino(inode):
+            return self.ordinary.set_attributes(inode, attr, fields, fh)
         docid = docid_of_or_none(inode)
         if docid is None:
             return self._directory_answer(self.tree.directory(inode))
         if fields.update_size:
             raise EditRefused("a message cannot be changed, only replaced")
-        return self._fill(self.tree.message_attributes(docid))
+        return self._answers.attributes(self._open_attributes(docid))
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        """No lookup counts are kept: every inode number can be made a node again."""
-        for inode, _ in inode_list:
-            self._stored.discard(inode)
+        """Messages and views need no lookup counts: every inode number can be made a node again."""
+        for inode, count in inode_list:
+            if is_file_ino(inode):
+                self.ordinary.forget(inode, count)
+            else:
+                self._stored.discard(inode)
 
     # --- directories
 
     @handler
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
-        self.sync_tree()
-        directory = self.tree.directory(inode)
+        if is_file_ino(inode):
+            place = Ino(inode)
+            files = tuple(self.ordinary.files.entries(place))
+            return self.handles.open_directory(DirectoryHandle(None, place, files))
+        directory = self.changes.directory(inode)
         view = directory.view
         if view is not None and directory.holds_messages:
             view.open_handles += 1  # before the await: what lingers must not leave meanwhile
             view.use()
             try:
-                await self._load(view)
+                await self.changes.load(view)
             except BaseException:
                 view.open_handles -= 1
                 raise
-        entries = tuple(self.tree.entries(directory))
-        return self.handles.open_directory(DirectoryHandle(directory, entries))
+        area = self.tree.area(directory)
+        entries = (*self.tree.entries(directory), *self._others(directory))
+        return self.handles.open_directory(DirectoryHandle(directory, area, entries))
+
+    def _others(self, directory: Directory) -> list[FileEntry | AliasEntry]:
+        """Ordinary files, and links in tmp/. A directory of the tree hides a file of its name."""
+        others: list[FileEntry | AliasEntry] = [
+            entry
+            for entry in self.ordinary.files.entries(self.tree.area(directory))
+            if self.tree.child_or_none(directory, entry.name) is None
+        ]
+        if directory.kind == Kind.TMP:
+            for alias, docid in self.tree.aliases.items():
+                if alias.search_id == directory.search_id:
+                    others.append(AliasEntry(alias.name, docid))
+        return others
 
     @handler
     async def releasedir(self, fh: int) -> None:
         directory = self.handles.close_directory(Fh(fh)).directory
-        if directory.view is not None and directory.holds_messages:
+        if directory is not None and directory.view is not None and directory.holds_messages:
             directory.view.open_handles -= 1
             directory.view.use()
 
@@ -295,53 +254,107 @@ class Operations(pyfuse3.Operations):
         directory = handle.directory
         for cookie, name in ((1, b"."), (2, b"..")):
             if start_id < cookie:
-                named = directory if cookie == 1 else self.tree.parent(directory)
-                if not pyfuse3.readdir_reply(token, name, self._directory_answer(named), cookie):
+                answer = self._dots_answer(handle, is_parent=cookie == 2)
+                if not pyfuse3.readdir_reply(token, name, answer, cookie):
                     return
-                start_id = cookie
-        if directory.holds_messages:
+        if not _NUMBERS <= start_id < _OTHERS:
+            for cookie, entry in enumerate(handle.entries, _OTHERS):
+                if cookie >= start_id and not self._reply_other(handle, entry, cookie + 1, token):
+                    return
+            start_id = 0
+        if directory is not None and directory.holds_messages:
             self._listed = directory.view
-            self._reply_messages(directory, Docid(start_id - _DOTS), token)
-            return
-        for cookie, entry in enumerate(handle.entries, _DOTS + 1):
-            if cookie > start_id and not pyfuse3.readdir_reply(
-                token, entry.name, self._directory_answer(entry.directory), cookie
-            ):
-                return
+            self._reply_messages(handle, directory, start_id, token)
+
+    def _dots_answer(self, handle: DirectoryHandle, *, is_parent: bool) -> EntryAttributes:
+        directory = handle.directory
+        if directory is not None:
+            named = self.tree.parent(directory) if is_parent else directory
+            return self._directory_answer(named)
+        assert isinstance(handle.place, int)
+        place = self.ordinary.files.place_of(handle.place)[0] if is_parent else handle.place
+        if isinstance(place, int):
+            return self._answers.file(self.ordinary.files.attributes(Ino(place)))
+        above = self.tree.directory_of_area_or_none(place)
+        return self._directory_answer(self.tree.directory(1) if above is None else above)
+
+    def _reply_other(
+        self,
+        handle: DirectoryHandle,
+        entry: Entry | FileEntry | AliasEntry,
+        cookie: int,
+        token: pyfuse3.ReaddirToken,
+    ) -> bool:
+        if isinstance(entry, Entry):
+            answer = self._directory_answer(entry.directory)
+        elif isinstance(entry, AliasEntry):
+            answer = self._answers.not_kept(self._open_attributes(entry.docid))
+        else:
+            answer = self._answers.file(entry.attributes)
+        if not pyfuse3.readdir_reply(token, entry.name, answer, cookie):
+            return False
+        if isinstance(entry, FileEntry):
+            self.ordinary.files.count_listed(handle.place, entry)
+        return True
 
     def _reply_messages(
-        self, directory: Directory, after: Docid, token: pyfuse3.ReaddirToken
+        self,
+        handle: DirectoryHandle,
+        directory: Directory,
+        start_id: int,
+        token: pyfuse3.ReaddirToken,
     ) -> None:
-        """The hot loop: one reused object, the three fields that differ filled from the arrays."""
-        facts, entry, reply = self.tree.facts, self._entry, pyfuse3.readdir_reply
+        """The hot loop: one reused object, the three fields that differ filled from the arrays.
+
+        A file that was taken in since it was listed is not listed again.
+        """
+        view = directory.view
+        assert view is not None
+        facts, entry, reply = self.tree.facts, self._answers.message_to_fill, pyfuse3.readdir_reply
         size, received_ns, changed_ns = facts.size, facts.received_ns, facts.changed_ns
         base_ino = message_ino(0)
+        is_plain = view.has_plain_names and not self.tree.aliases
         entry.st_nlink = 1
         entry.entry_timeout = CACHE_S
-        for docid, name in self.tree.iter_messages(directory, after):
+        listed = handle.names
+        after, skip = divmod(start_id, _NUMBERS)
+        for docid, number, name in self.tree.iter_messages(directory, Docid(after), skip):
             length = size[docid]
             entry.st_ino = base_ino + docid
             entry.st_size = length
             entry.st_blocks = (length + 511) >> 9
             entry.st_mtime_ns = entry.st_atime_ns = received_ns[docid]
             entry.st_ctime_ns = changed_ns[docid]
-            if not reply(token, name, entry, docid + _DOTS):
+            if not is_plain:
+                entry.st_nlink = self.tree.link_count(Docid(docid))
+            if listed and name in listed:
+                continue
+            if not reply(token, name, entry, docid * _NUMBERS + number):
                 return
 
-    # --- messages
+    # --- open files
 
     @handler
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         docid = docid_of_or_none(inode)
         if docid is None:
-            raise NotFound(f"no message has inode {inode}")
+            docid = self.ordinary.message_or_none(inode)
+            if docid is None:
+                return self.ordinary.open(inode, flags)
         if flags & (os.O_ACCMODE | os.O_TRUNC):
             raise EditRefused("a message cannot be changed, only replaced")
         handle = MessageHandle(docid, Ino(inode), is_in_order=docid == self._next_docid)
-        self._store_pages(docid)
+        if not is_file_ino(inode):
+            self._store_pages(docid)
         self._next_docid = None if self._listed is None else self._listed.next_or_none(docid)
         self._file_info.fh = self.handles.open_message(handle)
         return self._file_info
+
+    @handler
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        return self.ordinary.create(parent_inode, name, flags, mode)
 
     def _store_pages(self, docid: Docid) -> None:
         """Put a small message into the page cache, so that no READ follows.
@@ -359,21 +372,117 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        handle = self.handles.messages[Fh(fh)]
+        handle = self.handles.messages.get(Fh(fh))
+        if handle is None:
+            return self.ordinary.read(self.handles.file(fh), off, size)
         if handle.location is None:
             handle.location = self.tree.store.index.location(handle.docid)
         return handle.read(self.tree.store.packs, handle.location, off, size)
 
     @handler
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        return self.ordinary.write(self.handles.file(fh), off, buf)
+
+    @handler
     async def release(self, fh: int) -> None:
         """No client waits for this answer: time to put the next message of one who reads in order into place."""
+        if Fh(fh) in self.handles.files:
+            await self.ordinary.release(Fh(fh))
+            return
         handle = self.handles.close_message(Fh(fh))
         if handle.is_in_order and self._next_docid is not None:
             # Not in the kernel, damaged or gone: whoever opens it will hear of it.
             with contextlib.suppress(OSError, MailfsError):
                 self._store_pages(self._next_docid)
 
-    # --- edits
+    # --- making names
+
+    @handler
+    async def mknod(
+        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        return self.ordinary.mknod(parent_inode, name, mode)
+
+    @handler
+    async def symlink(
+        self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        return self.ordinary.symlink(parent_inode, name, target)
+
+    @handler
+    async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
+        return self.ordinary.files.readlink(Ino(inode))
+
+    @handler
+    async def link(
+        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        docid = docid_of_or_none(inode)
+        if docid is None and is_file_ino(new_parent_inode):
+            return self.ordinary.link(inode, new_parent_inode, new_name)
+        if is_file_ino(new_parent_inode):
+            raise EditRefused("a message can be linked into tmp, cur and new only", errno.EXDEV)
+        directory = self.changes.directory(new_parent_inode)
+        if docid is None:
+            docid = self.ordinary.message_or_none(inode)
+        if not directory.holds_messages or is_hidden(new_name):
+            if docid is None:
+                return self.ordinary.link(inode, new_parent_inode, new_name)
+            if directory.kind != Kind.TMP or directory.search_id is None:
+                raise EditRefused("a message can be linked into tmp, cur and new only", errno.EXDEV)
+            self.tree.aliases[Alias(directory.search_id, new_name)] = docid
+            return self._answers.not_kept(self._open_attributes(docid))
+        if docid is None:
+            docid = await self._link_file(Ino(inode), directory, new_name)
+        else:
+            is_held = docid in self.tree.aliases.values()
+            await self.changes.arrive(
+                plan_link(self.tree, docid, directory, new_name, is_revived=is_held)
+            )
+        self.tree.remember_written(directory, new_name, docid)
+        return self._message_answer(directory, new_name)
+
+    async def _link_file(self, ino: Ino, directory: Directory, name: bytes) -> Docid:
+        source = self.ordinary.spooled(*self.ordinary.files.place_of(ino))
+        if source is None:
+            raise EditRefused("only a regular file can become a message")
+        if self.ordinary.has(self.tree.area(directory), name):
+            raise EditRefused(f"{name!r} is there already", errno.EEXIST)
+        arrival = plan_arrival(self.tree, source, directory, name, is_exclusive=True)
+        docid = await self.changes.arrive(arrival)
+        self.ordinary.linked(source, docid)
+        return docid
+
+    @handler
+    async def mkdir(
+        self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        if is_file_ino(parent_inode):
+            return self.ordinary.mkdir(parent_inode, name, mode)
+        directory = self.changes.directory(parent_inode)
+        view = directory.view
+        making = None if view is None else view.making
+        if view is not None and directory.kind == Kind.VIEW and name in view.removed_parts:
+            view.removed_parts.discard(name)
+        elif making is not None and making.hides(name, ctx.pid):
+            making.unmade.discard(name)
+        elif (
+            directory.kind == Kind.TMP
+            or directory.holds_messages
+            or (is_hidden(name) and name != b".mailfs")
+        ):
+            return self.ordinary.mkdir(parent_inode, name, mode)
+        else:
+            await self.changes.edit(plan_mkdir(self.tree, directory, name))
+            made = self.tree.child_or_none(self.tree.directory(parent_inode), name)
+            if made is not None and made.view is not None:
+                made.view.begin_making(ctx.pid)
+        child = self.tree.child_or_none(self.tree.directory(parent_inode), name)
+        if child is None:
+            raise NotFound("the new search was forgotten again by another process")
+        return self._directory_answer(child)
+
+    # --- removing and changing names
 
     @handler
     async def rename(
@@ -385,80 +494,56 @@ class Operations(pyfuse3.Operations):
         flags: int,
         ctx: RequestContext,
     ) -> None:
-        self.sync_tree()
-        if flags & ~pyfuse3.RENAME_NOREPLACE:
-            raise EditRefused("names cannot be exchanged here", errno.EINVAL)
-        tree = self.tree
-        directory = tree.directory(parent_inode_old)
-        new_directory = tree.directory(parent_inode_new)
-        if tree.child_or_none(directory, name_old) is not None:
-            raise EditRefused("a view is renamed with `mailfs save` and `mailfs forget`")
-        edit: FlagEdit | None = plan_rename(tree, directory, name_old, new_directory, name_new)
-        if edit is not None:
-            await self._edit_flags(edit)
-        self._take_back(new_directory, name_new)
-
-    def _take_back(self, directory: Directory, name: bytes) -> None:
-        """After a rename the kernel believes in the client's name; when we show another, it must forget it."""
-        docid = self.tree.docid_of_base_or_none(split_name(name).base)
-        if docid is None or name != self.tree.current_name(docid):
-            self.publish([Invalidation(directory.ino, name)])
+        await self.ordinary.settle(parent_inode_old, name_old)
+        await self._renames.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
 
     @handler
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        self.sync_tree()
-        directory = self.tree.directory(parent_inode)
-        await self._edit(plan_unlink(self.tree, directory, name))
-
-    @handler
-    async def mkdir(
-        self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext
-    ) -> EntryAttributes:
-        self.sync_tree()
-        await self._edit(plan_mkdir(self.tree, self.tree.directory(parent_inode), name))
-        child = self.tree.child_or_none(self.tree.directory(parent_inode), name)
-        if child is None:
-            raise NotFound("the new search was forgotten again by another process")
-        return self._directory_answer(child)
+        await self.ordinary.settle(parent_inode, name)
+        if not is_file_ino(parent_inode):
+            directory = self.changes.directory(parent_inode)
+            if self.tree.find_message_or_none(directory, name) is not None:
+                await self.changes.edit_entry(plan_unlink(self.tree, directory, name))
+                return
+            if self.tree.alias_or_none(directory, name) is not None:
+                assert directory.search_id is not None
+                del self.tree.aliases[Alias(directory.search_id, name)]
+                return
+        self.ordinary.unlink(parent_inode, name)
 
     @handler
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        self.sync_tree()
-        await self._edit(plan_rmdir(self.tree, self.tree.directory(parent_inode), name))
-
-    @handler
-    async def create(
-        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
-    ) -> tuple[FileInfo, EntryAttributes]:
-        raise EditRefused("new files are not taken yet; use `mailfs import`")
-
-    @handler
-    async def mknod(
-        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
-    ) -> EntryAttributes:
-        raise EditRefused("new files are not taken yet; use `mailfs import`")
-
-    @handler
-    async def link(
-        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext
-    ) -> EntryAttributes:
-        raise EditRefused("a message cannot be linked yet; use `mailfs tag`")
-
-    @handler
-    async def symlink(
-        self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext
-    ) -> EntryAttributes:
-        raise EditRefused("there are no symbolic links here")
+        if is_file_ino(parent_inode):
+            self.ordinary.rmdir(parent_inode, name)
+            return
+        directory = self.changes.directory(parent_inode)
+        child = self.tree.child_or_none(directory, name)
+        if child is None:
+            self.ordinary.rmdir(parent_inode, name)
+        elif child.kind in (Kind.CUR, Kind.NEW, Kind.TMP):
+            assert child.view is not None
+            await self.changes.load(child.view)
+            plan_remove_part(self.tree, child)
+            child.view.removed_parts.add(name)
+            # The kernel forgets the name by itself.
+        else:
+            await self.changes.edit(plan_rmdir(self.tree, directory, name))
 
     # --- durability and space
 
     @handler
     async def fsync(self, fh: int, datasync: bool) -> None:
-        await self._blocking(self.tree.store.writer.sync)
+        handle = self.handles.files.get(Fh(fh))
+        if handle is None:
+            await self.changes.sync()
+        else:
+            await self.changes.sync_file(handle.fd)
 
     @handler
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        await self._blocking(self.tree.store.writer.sync)
+        handle = self.handles.directories[Fh(fh)]
+        await self.changes.sync()
+        await self.changes.blocking(self.ordinary.files.sync_folder, handle.place)
 
     @handler
     async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:

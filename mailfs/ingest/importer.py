@@ -14,7 +14,7 @@ from mailfs.message.keywords import RECENT, keyword_for_folder, split_keywords
 from mailfs.search.names import check_search_name
 from mailfs.store.prepare import NewMessage, prepare_message
 from mailfs.store.store import Store
-from mailfs.store.writer import Outcome, Transaction
+from mailfs.store.transaction import Outcome, Transaction
 
 # The lock is let go after this long, so that a flag changed meanwhile does not wait longer.
 SLICE_S = 0.08
@@ -103,7 +103,9 @@ class Importer:
         size_bytes = 0
         for batch in batches:
             ready += batch
-            size_bytes += sum(len(item.new.record) for item in batch if isinstance(item, Prepared))
+            size_bytes += sum(
+                item.new.record.stored for item in batch if isinstance(item, Prepared)
+            )
             if len(ready) >= SLICE_MESSAGES or size_bytes >= SLICE_BYTES:
                 yield from self._add_ready(ready)
                 ready, size_bytes = [], 0
@@ -173,7 +175,7 @@ class Importer:
         folders.add(folder)
         name, query = search_name_for_folder(folder), f"tag:{keyword_for_folder(folder)}"
         # A folder called `all` is not the search of that name.
-        while not transaction.save_search_if_absent(name, query):
+        while not transaction.searches.save_if_absent(name, query):
             name += "_"
 
     def _count(self, more: Progress) -> None:

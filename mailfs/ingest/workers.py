@@ -133,7 +133,7 @@ def _answer(pipe: Connection, batch: list[SourceRef | SourceProblem], labels: La
         prepared = item if isinstance(item, SourceProblem) else prepare_ref(item, labels)
         piece.append(prepared)
         if isinstance(prepared, Prepared):
-            size_bytes += len(prepared.new.record)
+            size_bytes += prepared.new.record.stored
         if size_bytes >= _PIECE_BYTES:
             pipe.send((piece, False))
             piece, size_bytes = [], 0

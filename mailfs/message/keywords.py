@@ -20,6 +20,10 @@ DELETED = 1 << 5
 RECENT = 1 << 6
 # A fact of the message kept beside its flags so that `has:attachment` costs no extra column.
 ATTACHMENT = 1 << 7
+# $deleted was set by a client in some view: it shows T only where the entry says so. IMAP's \Deleted asks to take
+# *this* link away; shown in another folder, a synchroniser would expunge the copy there.
+DELETED_BY_ENTRY = 1 << 8
+DELETED_LETTER = b"T"
 
 SYSTEM_KEYWORDS: dict[Keyword, int] = {
     Keyword("$seen"): SEEN,
@@ -111,13 +115,20 @@ def flags_of_letters(letters: bytes) -> int:
 
 
 def letters_of_flags(flags: int) -> bytes:
-    """Maildir info letters in ASCII order, as maildir(5) asks."""
-    return _LETTERS_OF_FLAGS[flags & LETTER_BITS]
+    """Maildir info letters in ASCII order, as maildir(5) asks. Without T where that is for entries to say."""
+    return _LETTERS_OF_FLAGS[flags & _SHOWN_BITS]
 
 
-_LETTERS_OF_FLAGS: tuple[bytes, ...] = tuple(
-    b"".join(letter for bit, letter in _LETTERS if flags & bit) for flags in range(LETTER_BITS + 1)
-)
+_SHOWN_BITS = LETTER_BITS | DELETED_BY_ENTRY
+
+
+def _letters(flags: int) -> bytes:
+    if flags & DELETED_BY_ENTRY:
+        flags &= ~DELETED
+    return b"".join(letter for bit, letter in _LETTERS if flags & bit)
+
+
+_LETTERS_OF_FLAGS: tuple[bytes, ...] = tuple(map(_letters, range(_SHOWN_BITS + 1)))
 
 
 def split_keywords(keywords: Iterable[Keyword]) -> tuple[int, frozenset[Keyword]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
 from mailfs.ids import Keyword, ThreadId
-from mailfs.message.keywords import SYSTEM_KEYWORDS
+from mailfs.message.keywords import LETTER_BITS, SYSTEM_KEYWORDS
 from mailfs.search.dates import is_relative
 
 # Parentheses, braces and negations inside each other. Machines write deep queries, people do not; the limit
@@ -170,6 +170,23 @@ def matches_everything(query: Query) -> bool:
             return False
 
 
+def rename_keyword(query: Query, old: Keyword, new: Keyword) -> Query:
+    """The query with one of the user's own keywords called differently."""
+    match query:
+        case And(children):
+            return And(tuple(rename_keyword(child, old, new) for child in children))
+        case Or(children):
+            return Or(tuple(rename_keyword(child, old, new) for child in children))
+        case Not(child):
+            return Not(rename_keyword(child, old, new))
+        case ThreadOf(child):
+            return ThreadOf(rename_keyword(child, old, new))
+        case HasKeyword(keyword) if keyword == old:
+            return HasKeyword(new)
+        case _:
+            return query
+
+
 class LabelRule(NamedTuple):
     """What entering a label view puts on a message and takes off; leaving takes `adds` off."""
 
@@ -193,6 +210,24 @@ def label_rule(query: Query) -> LabelRule | None:
     if not adds or adds & removes:
         return None
     return LabelRule(frozenset(adds), frozenset(removes))
+
+
+class FlagRule(NamedTuple):
+    """The bits a message must have, and must not have, to match: what entering a view sets and clears."""
+
+    sets: int
+    clears: int
+
+
+def flag_rule(query: Query) -> FlagRule:
+    """The flags a query's conjunction names. `is:recent` is left out: it says which folder, not which mark."""
+    sets = clears = 0
+    for term in _conjuncts(query):
+        if isinstance(term, Flag):
+            sets |= term.bit
+        elif isinstance(term, Not) and isinstance(term.child, Flag):
+            clears |= term.child.bit
+    return FlagRule(sets & LETTER_BITS & ~clears, clears & LETTER_BITS & ~sets)
 
 
 def _conjuncts(query: Query) -> Iterator[Query]:

@@ -4,23 +4,22 @@ Every method is one SQL statement unless it says otherwise, so what it returns i
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from mailfs.errors import Corrupt, NoSuchMessage, NoSuchSearch
 from mailfs.ids import Docid, Keyword, Modseq, PackNumber, SearchId, ThreadId
-from mailfs.search.match import MessageFacts
+from mailfs.message.maildir import ChosenName, Form
 from mailfs.search.plan import Plan
 from mailfs.store.database import Row, open_reader, translated
 from mailfs.store.layout import Layout
 from mailfs.store.packs import Location
+from mailfs.store.source import chunks, marks
 
 _ENTRY_COLUMNS = "docid, flags, expunged, size, received_ns, changed_ns"
-# Below SQLite's 32,766 parameters, and few enough that a statement is compiled once and found again.
-_CHUNK = 500
+_NAME_COLUMNS = "base, extra, form, is_copy"
 _LOCATIONS_AHEAD = 64
 # SQLite counts instructions of its virtual machine; this many take about a tenth of a millisecond.
 _STEPS_A_LOOK = 10_000
@@ -95,7 +94,8 @@ class Index:
     def close(self) -> None:
         self._sql.close()
 
-    def _rows(self, statement: str, parameters: Sequence[object] = ()) -> list[Row]:
+    def rows(self, statement: str, parameters: Sequence[object] = ()) -> list[Row]:
+        """All rows of one statement on this connection. For the modules of store/ only."""
         with translated(self._path):
             return self._sql.execute(statement, tuple(parameters)).fetchall()
 
@@ -121,11 +121,11 @@ class Index:
 
         The PRAGMA, not Connection.data_version(): that one moves only after a read.
         """
-        return int(self._rows("PRAGMA data_version")[0][0])
+        return int(self.rows("PRAGMA data_version")[0][0])
 
     def state(self) -> State:
         """The last modseqs given. Raises Corrupt when the index has no state."""
-        rows = self._rows("SELECT modseq, searches_modseq FROM state")
+        rows = self.rows("SELECT modseq, searches_modseq FROM state")
         if not rows:
             raise Corrupt(f"the index {self._path} has no state row")
         return State(Modseq(rows[0][0]), Modseq(rows[0][1]))
@@ -134,7 +134,7 @@ class Index:
         """Messages changed after `modseq`, expunged ones included, by docid."""
         return [
             EntryRow(*row)
-            for row in self._rows(
+            for row in self.rows(
                 f"SELECT {_ENTRY_COLUMNS} FROM message WHERE modseq > ? ORDER BY docid", (modseq,)
             )
         ]
@@ -153,7 +153,7 @@ class Index:
 
     def entry(self, docid: Docid, *, live: bool = True) -> EntryRow:
         """One message, alive unless `live` is False. Raises NoSuchMessage."""
-        rows = self._rows(f"SELECT {_ENTRY_COLUMNS} FROM message WHERE docid = ?", (docid,))
+        rows = self.rows(f"SELECT {_ENTRY_COLUMNS} FROM message WHERE docid = ?", (docid,))
         if not rows or (live and rows[0][2]):
             raise NoSuchMessage(f"no message {docid}")
         return EntryRow(*rows[0])
@@ -174,7 +174,7 @@ class Index:
 
     def _next_locations(self, docid: Docid) -> dict[Docid, Location]:
         found: dict[Docid, Location] = {}
-        for next_docid, pack, offset, stored, raw in self._rows(
+        for next_docid, pack, offset, stored, raw in self.rows(
             "SELECT docid, pack, offset, stored, raw FROM message_blob JOIN blob USING (blob_id) "
             "WHERE docid >= ? ORDER BY docid, blob_id LIMIT ?",
             (docid, _LOCATIONS_AHEAD),
@@ -184,7 +184,7 @@ class Index:
 
     def docids(self, plan: Plan, sort: str = "docid", limit: int | None = None) -> list[Docid]:
         """Live messages that match, in one of the orders of SORTS."""
-        rows = self._rows(
+        rows = self.rows(
             f"SELECT docid FROM message WHERE expunged = 0 AND ({plan.where}) "
             f"ORDER BY {SORTS[sort].sql} LIMIT ?",
             (*plan.parameters, -1 if limit is None else limit),
@@ -194,7 +194,7 @@ class Index:
     def count(self, plan: Plan) -> int:
         """How many live messages match."""
         return int(
-            self._rows(
+            self.rows(
                 f"SELECT count(*) FROM message WHERE expunged = 0 AND ({plan.where})",
                 plan.parameters,
             )[0][0]
@@ -203,19 +203,19 @@ class Index:
     def summaries(self, docids: Sequence[Docid]) -> list[Summary]:
         """Summaries in the order asked; messages that are gone are left out. Two statements per 500."""
         found: dict[int, Summary] = {}
-        for chunk in _chunks(docids):
-            marks = _marks(chunk)
+        for chunk in chunks(docids):
+            places = marks(chunk)
             keywords: dict[int, list[Keyword]] = {}
-            for docid, name in self._rows(
+            for docid, name in self.rows(
                 "SELECT docid, name FROM message_keyword JOIN keyword USING (keyword_id) "
-                f"WHERE docid IN ({marks}) ORDER BY name",
+                f"WHERE docid IN ({places}) ORDER BY name",
                 chunk,
             ):
                 keywords.setdefault(docid, []).append(Keyword(name))
-            for row in self._rows(
+            for row in self.rows(
                 "SELECT docid, message_id, date, sender, recipient, subject, flags, size, thread, "
                 "(SELECT count(*) FROM message_blob WHERE docid = message.docid) "
-                f"FROM message JOIN envelope USING (docid) WHERE docid IN ({marks})",
+                f"FROM message JOIN envelope USING (docid) WHERE docid IN ({places})",
                 chunk,
             ):
                 docid, message_id, date, sender, recipient, subject, flags, size, thread, blobs = (
@@ -236,13 +236,73 @@ class Index:
                 )
         return [found[docid] for docid in docids if docid in found]
 
+    def docids_with_keyword(
+        self, keyword: Keyword, docids: Sequence[Docid] | None = None
+    ) -> list[Docid]:
+        """Messages with this keyword of the user's own, expunged ones too, or those among `docids`; sorted.
+
+        One statement, or one per 500 docids.
+        """
+        statement = (
+            "SELECT docid FROM message_keyword WHERE keyword_id = "
+            "(SELECT keyword_id FROM keyword WHERE name = ?)"
+        )
+        if docids is None:
+            rows = self.rows(f"{statement} ORDER BY docid", (keyword,))
+        else:
+            rows = [
+                row
+                for chunk in chunks(docids)
+                for row in self.rows(
+                    f"{statement} AND docid IN ({marks(chunk)})", (keyword, *chunk)
+                )
+            ]
+        return sorted(Docid(row[0]) for row in rows)
+
+    # --- names that clients chose
+
+    def has_chosen_names(self, search_id: SearchId) -> bool:
+        """Whether any message of a view has one."""
+        return bool(self.rows("SELECT 1 FROM entry WHERE search_id = ? LIMIT 1", (search_id,)))
+
+    def chosen_names(self, search_id: SearchId) -> Iterator[tuple[Docid, ChosenName]]:
+        """All of a view, by docid, then base: one snapshot, streamed.
+
+        A message that has left the view by a change of keywords may still have some.
+        """
+        with translated(self._path):
+            for docid, *name in self._sql.execute(
+                f"SELECT docid, {_NAME_COLUMNS} FROM entry WHERE search_id = ? ORDER BY docid, base",
+                (search_id,),
+            ):
+                yield Docid(docid), _chosen_name(*name)
+
+    def chosen_names_of(self, docids: Sequence[Docid]) -> list[tuple[SearchId, Docid, ChosenName]]:
+        """All of these messages in all views, by docid, view and base within each 500: one statement for those."""
+        return [
+            (SearchId(search_id), Docid(docid), _chosen_name(*name))
+            for chunk in chunks(docids)
+            for search_id, docid, *name in self.rows(
+                f"SELECT search_id, docid, {_NAME_COLUMNS} FROM entry "
+                f"WHERE docid IN ({marks(chunk)}) ORDER BY docid, search_id, base",
+                chunk,
+            )
+        ]
+
+    def docid_of_base_or_none(self, search_id: SearchId, base: bytes) -> Docid | None:
+        """The message for which a client chose this name in a view."""
+        rows = self.rows(
+            "SELECT docid FROM entry WHERE search_id = ? AND base = ?", (search_id, base)
+        )
+        return Docid(rows[0][0]) if rows else None
+
     # --- saved searches
 
     def searches(self) -> list[SavedSearch]:
         """All of them, by name."""
         return [
             SavedSearch(SearchId(search_id), name, query, on_rm, changed_ns)
-            for search_id, name, query, on_rm, changed_ns in self._rows(
+            for search_id, name, query, on_rm, changed_ns in self.rows(
                 "SELECT search_id, name, query, on_rm, changed_ns FROM search ORDER BY name"
             )
         ]
@@ -255,87 +315,5 @@ class Index:
         raise NoSuchSearch(f"no saved search named {name}: see `mailfs searches`")
 
 
-class IndexSource:
-    """The answers search.match needs, for a handful of docids at a time."""
-
-    def __init__(self, index: Index) -> None:
-        self._index = index
-
-    def _hits(
-        self, docids: AbstractSet[Docid], condition: str, parameters: Iterable[object]
-    ) -> set[Docid]:
-        hits: set[Docid] = set()
-        parameters = tuple(parameters)
-        for chunk in _chunks(list(docids)):
-            rows = self._index._rows(
-                condition.replace("{docids}", _marks(chunk)), (*parameters, *chunk)
-            )
-            hits.update(Docid(row[0]) for row in rows)
-        return hits
-
-    def facts(self, docids: AbstractSet[Docid]) -> Mapping[Docid, MessageFacts]:
-        found: dict[Docid, MessageFacts] = {}
-        for chunk in _chunks(list(docids)):
-            for docid, flags, size, received_ns, date, thread in self._index._rows(
-                "SELECT docid, flags, size, received_ns, date, thread FROM message "
-                f"WHERE docid IN ({_marks(chunk)})",
-                chunk,
-            ):
-                found[Docid(docid)] = MessageFacts(flags, size, received_ns, date, ThreadId(thread))
-        return found
-
-    def text_hits(self, expression: str, docids: AbstractSet[Docid]) -> set[Docid]:
-        return self._hits(
-            docids,
-            "SELECT rowid FROM message_text WHERE message_text MATCH ? AND rowid IN ({docids})",
-            (expression,),
-        )
-
-    def keyword_hits(self, keyword: Keyword, docids: AbstractSet[Docid]) -> set[Docid]:
-        return self._hits(
-            docids,
-            "SELECT docid FROM message_keyword WHERE keyword_id = "
-            "(SELECT keyword_id FROM keyword WHERE name = ?) AND docid IN ({docids})",
-            (keyword,),
-        )
-
-    def any_keyword_hits(self, docids: AbstractSet[Docid]) -> set[Docid]:
-        return self._hits(
-            docids, "SELECT DISTINCT docid FROM message_keyword WHERE docid IN ({docids})", ()
-        )
-
-    def message_id_hits(self, message_id: str, docids: AbstractSet[Docid]) -> set[Docid]:
-        return self._hits(
-            docids,
-            "SELECT docid FROM envelope WHERE message_id = ? AND docid IN ({docids})",
-            (message_id,),
-        )
-
-    def thread_hits(self, plan: Plan, docids: AbstractSet[Docid]) -> set[Docid]:
-        return self._hits(
-            docids,
-            "SELECT docid FROM message WHERE thread IN "
-            f"(SELECT thread FROM message WHERE expunged = 0 AND ({plan.where})) "
-            "AND docid IN ({docids})",
-            plan.parameters,
-        )
-
-
-class PrefetchedSource(IndexSource):
-    """The same for docids known beforehand, whose facts are read once for all who ask."""
-
-    def __init__(self, index: Index, docids: AbstractSet[Docid]) -> None:
-        super().__init__(index)
-        self._facts = super().facts(docids)
-
-    def facts(self, docids: AbstractSet[Docid]) -> Mapping[Docid, MessageFacts]:
-        return {docid: self._facts[docid] for docid in docids if docid in self._facts}
-
-
-def _chunks(docids: Sequence[Docid]) -> Iterator[Sequence[Docid]]:
-    for start in range(0, len(docids), _CHUNK):
-        yield docids[start : start + _CHUNK]
-
-
-def _marks(chunk: Sequence[Docid]) -> str:
-    return ",".join("?" * len(chunk))
+def _chosen_name(base: bytes, extra: bytes, form: int, is_copy: int) -> ChosenName:
+    return ChosenName(base, extra, Form(form), bool(is_copy))

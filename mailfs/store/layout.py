@@ -1,7 +1,8 @@
 """Where things lie inside a store, and the `format` file that says which store this is.
 
-    STORE/  format  lock  index.sqlite3  packs/00000001.pack ...
+    STORE/  format  lock  index.sqlite3  packs/00000001.pack ...  sidecar/  spool/
 
+`sidecar` and `spool` hold ordinary files of clients and are made when the first one comes.
 Modes are 0700 and 0600 whatever the umask. `format` is written last by create(), so a store whose
 creation was cut off has none and create() may be run again.
 """
@@ -19,14 +20,19 @@ _MAGIC = "mailfs store"
 # Lower-case letters and digits: the id stands in every entry name.
 _STORE_ID_ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
 _STORE_ID_CHARS = 8
+_FOLDERS = ("packs", "sidecar", "spool")
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The paths of one store. `store_id` is random, given at creation, and part of every entry name."""
+    """The paths of one store. `store_id` is random, given at creation, and part of every entry name.
+
+    `version` is that of the file `format`.
+    """
 
     root: Path
     store_id: bytes
+    version: int = FORMAT_VERSION
 
     @property
     def index(self) -> Path:
@@ -43,6 +49,16 @@ class Layout:
     def pack(self, number: PackNumber) -> Path:
         return self.packs / f"{number:08d}.pack"
 
+    @property
+    def sidecar(self) -> Path:
+        """Files that clients keep beside messages. May not be there yet."""
+        return self.root / "sidecar"
+
+    @property
+    def spool(self) -> Path:
+        """What is on its way to become a message. May not be there yet."""
+        return self.root / "spool"
+
 
 def new_layout(root: Path) -> Layout:
     """Make the folders of a store and choose its id; `format` is not written yet.
@@ -54,15 +70,16 @@ def new_layout(root: Path) -> Layout:
     foreign = [
         name
         for name in (os.listdir(root) if root.exists() else [])
-        if name not in ("packs", "lock", "format.new") and not name.startswith("index.sqlite3")
+        if name not in (*_FOLDERS, "lock", "format.new") and not name.startswith("index.sqlite3")
     ]
     if foreign:
         raise StoreExists(f"{root} is not empty (it holds {foreign[0]}): name a new folder")
-    if any((root / "packs").glob("*")):
-        # A store in the making has no packs yet: this one was in use, and its index holds keywords.
-        raise StoreExists(
-            f"{root} holds packs but no file `format`: put that back, or name a new folder"
-        )
+    for folder in _FOLDERS:
+        if any((root / folder).glob("*")):
+            # A store in the making has no files in it yet: this one was in use, and its index holds keywords.
+            raise StoreExists(
+                f"{root} holds files in {folder} but no file `format`: put that back, or name a new folder"
+            )
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     root.chmod(0o700)
     layout = Layout(root, _new_store_id())
@@ -78,7 +95,7 @@ def _new_store_id() -> bytes:
 
 
 def write_format(layout: Layout) -> None:
-    """Write `format`, durably: from now on this is a store."""
+    """Write `format`, durably: from now on this is a store, of the format this program writes."""
     text = f"{_MAGIC}\nversion {FORMAT_VERSION}\nstore-id {layout.store_id.decode()}\n"
     temporary = layout.root / "format.new"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -111,7 +128,7 @@ def open_layout(root: Path) -> Layout:
     store_id = fields.get("store-id", "").encode()
     if not store_id.isalnum():
         raise StoreError(f"{root}/format has no store-id")
-    return Layout(root, store_id)
+    return Layout(root, store_id, version)
 
 
 def sync_directory(path: Path) -> None:

@@ -5,22 +5,25 @@ A pack's acknowledged end is `pack.size` in the index; what lies behind it was n
 records found there are kept (a verify lists them), a torn one is cut off.
 """
 
-import errno
 import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from mailfs.errors import Corrupt, StoreError, StoreFull
+from mailfs.errors import Corrupt, storage_error
 from mailfs.ids import PackNumber
 from mailfs.store.layout import Layout, sync_directory
 from mailfs.store.records import (
     CODEC_CHAIN,
+    FRAME_BYTES,
     HEADER_BYTES,
     Chain,
+    ReadPayload,
     RecordHeader,
+    iter_chain,
     parse_header,
     parse_record,
 )
+from mailfs.store.unpacked import Record
 
 PACK_HEAD = b"mailfs pack 1\n".ljust(16, b"\0")
 # A pack is followed by a new one at this size: large enough for few files, small enough for rsync and backup.
@@ -83,6 +86,27 @@ class PackReader:
         except Corrupt as error:
             raise Corrupt(f"pack {location.pack} at {location.offset}: {error}") from None
 
+    def raw_pieces(self, location: Location) -> Iterator[bytes]:
+        """A message in pieces of FRAME_BYTES, one piece when it is no longer.
+
+        Raises Corrupt, behind the last piece when they do not match the hash together.
+        """
+        if location.raw <= FRAME_BYTES:
+            yield self.load(location)
+            return
+        try:
+            header = self.header(location)
+            if header.codec != CODEC_CHAIN:
+                raise Corrupt("a large record is no chain")
+            yield from iter_chain(header, self._payload(location))
+        except Corrupt as error:
+            raise Corrupt(f"pack {location.pack} at {location.offset}: {error}") from None
+
+    def _payload(self, location: Location) -> ReadPayload:
+        fd = self._fd(location.pack)
+        base = location.offset + HEADER_BYTES
+        return lambda start, length: os.pread(fd, length, base + start)
+
     def header(self, location: Location) -> RecordHeader:
         """The header of a record. Raises Corrupt."""
         return parse_header(os.pread(self._fd(location.pack), HEADER_BYTES, location.offset))
@@ -92,9 +116,7 @@ class PackReader:
         header = self.header(location)
         if header.codec != CODEC_CHAIN:
             return None
-        fd = self._fd(location.pack)
-        base = location.offset + HEADER_BYTES
-        return Chain(header, lambda start, length: os.pread(fd, length, base + start))
+        return Chain(header, self._payload(location))
 
     def iter_records(
         self, pack: PackNumber, start: int = len(PACK_HEAD)
@@ -137,7 +159,7 @@ class PackAppender:
         try:
             self._fd = os.open(self._layout.pack(pack), _APPEND_FLAGS)
         except OSError as error:
-            raise _storage_error(error, f"cannot open pack {pack}") from error
+            raise storage_error(error, f"cannot open pack {pack}") from error
         self._cut_torn_tail()
         self._continued = (pack, self.size)
 
@@ -157,14 +179,14 @@ class PackAppender:
                 # what is in it is not ours to destroy.
                 number = PackNumber(number + 1)
             except OSError as error:
-                raise _storage_error(error, f"cannot make pack {number}") from error
+                raise storage_error(error, f"cannot make pack {number}") from error
         self._new_packs.append(number)
         self.pack, self.size = number, 0
         self._write(PACK_HEAD)
         try:
             sync_directory(self._layout.packs)
         except OSError as error:
-            raise _storage_error(error, f"cannot sync {self._layout.packs}") from error
+            raise storage_error(error, f"cannot sync {self._layout.packs}") from error
 
     def _cut_torn_tail(self) -> None:
         length = os.fstat(self._fd).st_size
@@ -181,13 +203,24 @@ class PackAppender:
         except Corrupt:
             os.ftruncate(self._fd, self.size)
 
-    def append(self, record: bytes) -> Location:
-        """Write one record. `raw` of the location is taken from its header."""
-        if self.size + len(record) > PACK_LIMIT_BYTES and self.size > len(PACK_HEAD):
+    def append(self, record: Record) -> Location:
+        """Write one record. `raw` of the location is taken from its header.
+
+        One that is larger than a pack should be gets a pack of its own.
+        """
+        if self.size + record.stored > PACK_LIMIT_BYTES and self.size > len(PACK_HEAD):
             self._begin_pack(PackNumber(self.pack + 1))
-        offset = self.size
-        self._write(record)
-        return Location(self.pack, offset, len(record), parse_header(record).raw)
+        offset, raw = self.size, 0
+        try:
+            for chunk in record.chunks():
+                if self.size == offset:
+                    raw = parse_header(chunk).raw
+                self._write(chunk)
+        except BaseException:
+            # The next record is written over what there is of this one.
+            self.size = offset
+            raise
+        return Location(self.pack, offset, record.stored, raw)
 
     def _write(self, data: bytes) -> None:
         self._is_dirty = True
@@ -199,7 +232,7 @@ class PackAppender:
                 view = view[written:]
                 position += written
         except OSError as error:
-            raise _storage_error(error, f"cannot write pack {self.pack}") from error
+            raise storage_error(error, f"cannot write pack {self.pack}") from error
         self.size = position
 
     def _sync_file(self) -> None:
@@ -208,7 +241,7 @@ class PackAppender:
         except OSError as error:
             # The kernel marks the lost pages clean, so a second fsync would lie (USENIX ATC 2020,
             # "Can Applications Recover from fsync Failures?"): the caller rolls back instead.
-            raise _storage_error(error, f"cannot sync pack {self.pack}") from error
+            raise storage_error(error, f"cannot sync pack {self.pack}") from error
 
     def sync(self) -> None:
         """Make everything appended durable. Raises StoreError or StoreFull; then call rollback()."""
@@ -231,9 +264,3 @@ class PackAppender:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-
-def _storage_error(error: OSError, what: str) -> StoreError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StoreFull(f"{what}: {error.strerror}; free some room and try again")
-    return StoreError(f"{what}: {error.strerror}")

@@ -4,7 +4,8 @@ Times are integers: `_ns` nanoseconds, others seconds, since 1970 UTC. Every wri
 modseq and stamps the message rows it touches with it, so the change feed is `message` read by modseq.
 """
 
-FORMAT_VERSION = 1
+# 2: table entry.
+FORMAT_VERSION = 2
 
 # One row. `modseq`: the last one given out. `searches_modseq`: the modseq of the last change to `search`.
 _STATE = """
@@ -16,7 +17,7 @@ CREATE TABLE state(
 
 # One row a message; narrow, because whole-table scans fill the views.
 #   docid       AUTOINCREMENT, so that it is never reused: entry names and inodes are made of it
-#   modseq      of the last change to flags, keywords, thread or expunged
+#   modseq      of the last change to flags, keywords, thread, expunged or chosen names
 #   flags       bits of message/keywords.py
 #   expunged    0 while the message lives, else the second it was expunged
 #   size        bytes, exactly what a client reads
@@ -116,6 +117,26 @@ CREATE TABLE search(
   changed_ns INTEGER NOT NULL
 )"""
 
+# Names that clients chose: if a message has rows in a view, its names there are exactly those. All of live
+# messages and of searches that are there; a message that has left the view may keep its rows for a while.
+#   base     the name before `:2,`
+#   docid    whose name it is
+#   extra    letters that have no meaning here, sorted
+#   form     message.maildir.Form: how the name ends when it has no letters
+#   is_copy  1: the client made this entry of a message that was here already
+ENTRY = """
+CREATE TABLE IF NOT EXISTS entry(
+  search_id INTEGER NOT NULL,
+  base BLOB NOT NULL,
+  docid INTEGER NOT NULL,
+  extra BLOB NOT NULL,
+  form INTEGER NOT NULL,
+  is_copy INTEGER NOT NULL,
+  PRIMARY KEY (search_id, base)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS entry_docid ON entry(docid, search_id);
+"""
+
 # mtimes of a view's folders, written at a clean unmount and taken away at the next mount. Good only
 # while state.modseq is still `modseq`; otherwise something changed unseen and the mtimes must move.
 _VIEW_STATE = """
@@ -148,6 +169,7 @@ TABLES = (
     _KEYWORD,
     _REFERENCE,
     _SEARCH,
+    ENTRY,
     _VIEW_STATE,
     _MESSAGE_TEXT,
 )

@@ -8,6 +8,7 @@ from mailfs.ids import Docid
 from mailfs.store.database import create_tables
 from mailfs.store.index import Index
 from mailfs.store.layout import Layout, new_layout, open_layout, sync_directory, write_format
+from mailfs.store.migrate import migrate
 from mailfs.store.packs import PackReader
 from mailfs.store.writer import Writer
 
@@ -33,8 +34,8 @@ class Store:
 
     @classmethod
     def open(cls, root: Path) -> "Store":
-        """Open a store. Raises StoreMissing, FormatTooNew, StoreError."""
-        return cls(open_layout(root))
+        """Open a store, brought to this program's format. Raises StoreMissing, FormatTooNew, StoreError, Busy."""
+        return cls(migrate(open_layout(root)))
 
     def close(self) -> None:
         self.writer.close()

@@ -142,6 +142,21 @@ _FORBIDDEN_ROWS = (
         "has keywords but no row",
     ),
     (
+        "SELECT DISTINCT docid FROM entry WHERE docid NOT IN (SELECT docid FROM message)",
+        "message {}",
+        "has chosen names but no row",
+    ),
+    (
+        "SELECT DISTINCT docid FROM entry JOIN message USING (docid) WHERE expunged <> 0",
+        "message {}",
+        "is expunged but has chosen names",
+    ),
+    (
+        "SELECT DISTINCT search_id FROM entry WHERE search_id NOT IN (SELECT search_id FROM search)",
+        "search {}",
+        "is not there but has chosen names",
+    ),
+    (
         "SELECT docid FROM message WHERE thread > docid",
         "message {}",
         "has a thread younger than itself",
@@ -188,7 +203,7 @@ def _check_blobs(connection: apsw.Connection, store: Store) -> Iterator[Finding]
         location = Location(PackNumber(pack), offset, stored, raw)
         try:
             header = store.packs.header(location)
-            length = len(store.packs.load(location))
+            length = sum(map(len, store.packs.raw_pieces(location)))
         except (Corrupt, OSError) as error:
             yield _problem(f"blob {blob_id}", str(error))
             continue

@@ -6,15 +6,21 @@ view for the changed messages only. evaluate() asks a whole query anew, in a thr
 
 import time
 from array import array
+from dataclasses import replace
 
 from mailfs.ids import Docid, Ino
 from mailfs.message.keywords import RECENT
+from mailfs.message.maildir import ChosenName
 from mailfs.search.match import matching
 from mailfs.search.plan import plan
 from mailfs.search.tree import depends_on_now, depends_on_threads
-from mailfs.store.index import EntryRow, Index, IndexSource, PrefetchedSource
+from mailfs.store.index import EntryRow, Index
 from mailfs.store.layout import Layout
+from mailfs.store.source import PrefetchedSource
 from mailfs.views.facts import Facts
+from mailfs.views.files import area_of
+from mailfs.views.letters import NO_LETTERS, FileStamp, read_letters, stamp_or_none
+from mailfs.views.names import read_chosen, read_chosen_of, read_own_letters
 from mailfs.views.tree import Invalidation, Kind, Tree
 from mailfs.views.view import Evaluation, View
 
@@ -28,7 +34,7 @@ _FILL_ROWS = 1000
 
 
 def evaluate(layout: Layout, view: View, facts: Facts) -> Evaluation:
-    """Ask a view's query for all its members. For a worker thread: opens its own connection.
+    """Ask a view's query for all its members, and for their names. For a worker thread: opens its own connection.
 
     Facts of messages nobody has shown yet are filled in on the way. Raises Busy after EVALUATION_DEADLINE_S.
     """
@@ -47,9 +53,30 @@ def evaluate(layout: Layout, view: View, facts: Facts) -> Evaluation:
                         facts.fill(absent)
                         absent.clear()
             facts.fill(absent)
+            return _with_names(layout, index, view, Evaluation(modseq, docids))
     finally:
         index.close()
-    return Evaluation(modseq, docids)
+
+
+def _with_names(layout: Layout, index: Index, view: View, found: Evaluation) -> Evaluation:
+    search_id = view.search.search_id
+    area = area_of(layout, search_id, "", view.search.name)
+    stamp = stamp_or_none(area)
+    letters = read_letters(area) if stamp is not None else NO_LETTERS
+    members = set(found.docids) if index.has_chosen_names(search_id) else set()
+    chosen = read_chosen(index, search_id) if members else {}
+    stale = tuple(docid for docid in chosen if docid not in members)
+    for docid in stale:
+        if docid not in view.lingering:
+            del chosen[docid]
+    return replace(
+        found,
+        chosen=chosen,
+        letters=letters,
+        letters_stamp=stamp,
+        own_letters=read_own_letters(index, letters),
+        stale=stale,
+    )
 
 
 def needs_evaluation(tree: Tree, view: View) -> bool:
@@ -72,8 +99,12 @@ def install(tree: Tree, view: View, evaluation: Evaluation) -> list[Invalidation
         invalidations += _replace(tree, view, evaluation)
     else:
         view.load(evaluation)
+    search_id = view.search.search_id
+    tree.stale_names |= {
+        (search_id, docid) for docid in evaluation.stale if docid not in view.lingering
+    }
     missed = tree.store.index.changes_since(evaluation.modseq)
-    _update_view(tree, view, missed, tree.source, invalidations)
+    _update_view(tree, view, _Changes(tree.store.index, missed), invalidations)
     # What was read for the evaluation may be older than a change of a message nobody had shown till then.
     _update_facts(tree, missed)
     return invalidations
@@ -90,12 +121,14 @@ def _update_facts(tree: Tree, rows: list[EntryRow]) -> None:
 def _replace(tree: Tree, view: View, evaluation: Evaluation) -> list[Invalidation]:
     before, after = set(map(Docid, view.docids)), set(map(Docid, evaluation.docids))
     invalidations = [
-        _leave(tree, view, docid, tree.facts.flags_of(docid))
+        invalidation
         for docid in sorted(before - after - view.lingering)
+        for invalidation in _leave(tree, view, docid, is_expunged=False)
     ]
     for docid in sorted(after - before):
         view.add(docid)
         view.touch(in_new=bool(tree.facts.flags_of(docid) & RECENT))
+    view.take_names(evaluation)
     view.lingering -= after
     view.evaluated_modseq = evaluation.modseq
     view.evaluated_s = time.monotonic()
@@ -118,15 +151,14 @@ def refresh(tree: Tree) -> list[Invalidation]:
         if state.searches_modseq != tree.searches_modseq:
             owed += _reload_searches(tree)
         if state.modseq != tree.modseq:
-            rows = index.changes_since(tree.modseq)
-            source = PrefetchedSource(index, {row.docid for row in rows if not row.expunged})
+            changes = _Changes(index, index.changes_since(tree.modseq))
             for view in tree.views.values():
                 if view.is_loaded:
-                    _update_view(tree, view, rows, source, owed)
-                elif rows:
+                    _update_view(tree, view, changes, owed)
+                elif changes.rows:
                     view.touch(in_new=True)
                     view.touch(in_new=False)
-            _update_facts(tree, rows)
+            _update_facts(tree, changes.rows)
     tree.data_version = data_version
     tree.modseq, tree.searches_modseq = state
     tree.owed_invalidations = []
@@ -156,17 +188,28 @@ def _shown(tree: Tree) -> dict[tuple[Ino, bytes], tuple[Ino, View | None]]:
     }
 
 
+class _Changes:
+    """Changed messages, and what all views ask about them, read once."""
+
+    def __init__(self, index: Index, rows: list[EntryRow]) -> None:
+        self.index = index
+        self.rows = rows
+        self.living = [row.docid for row in rows if not row.expunged]
+        self.source = PrefetchedSource(index, frozenset(self.living))
+        self.chosen = read_chosen_of(index, self.living) if self.living else {}
+
+
 def _update_view(
-    tree: Tree,
-    view: View,
-    rows: list[EntryRow],
-    source: IndexSource,
-    invalidations: list[Invalidation],
+    tree: Tree, view: View, changes: _Changes, invalidations: list[Invalidation]
 ) -> None:
     """Move a view's members and mtimes after these changes. `tree.facts` still holds the facts before them."""
-    living = [row.docid for row in rows if not row.expunged]
-    members = matching(view.query, living, source, time.time()) if living else set()
-    for row in rows:
+    living = changes.living
+    members = matching(view.query, living, changes.source, time.time()) if living else set()
+    chosen = changes.chosen.get(view.search.search_id, {})
+    own_letters: dict[Docid, bytes] = {}
+    if view.letters.keywords and living:
+        own_letters = read_own_letters(changes.index, view.letters, living)
+    for row in changes.rows:
         was_member = row.docid in view
         is_member = row.docid in members
         lingers = (
@@ -175,52 +218,112 @@ def _update_view(
             and not row.expunged
             and (row.docid in view.lingering or row.docid in view.being_edited)
         )
-        invalidations += _update_entry(tree, view, row, was_member, is_member or lingers)
         if lingers:
             view.lingering.add(row.docid)
         elif is_member:
             view.lingering.discard(row.docid)
+        if was_member and not (is_member or lingers):
+            invalidations += _leave(tree, view, row.docid, is_expunged=bool(row.expunged))
+        elif was_member or is_member:
+            names = chosen.get(row.docid, ())
+            letters = own_letters.get(row.docid, b"")
+            invalidations += _update_entry(tree, view, row, names, letters)
 
 
 def _update_entry(
-    tree: Tree, view: View, row: EntryRow, was_member: bool, is_member: bool
+    tree: Tree, view: View, row: EntryRow, chosen: tuple[ChosenName, ...], own_letters: bytes
 ) -> list[Invalidation]:
-    is_new = bool(row.flags & RECENT)
+    """Make a message a member, or change what a member is called."""
+    docid = row.docid
+    was_member = docid in view
+    # Nearly every change is of flags in a view of canonical names, where nothing but flags makes the name.
+    if (
+        was_member
+        and tree.facts.flags_of(docid) == row.flags
+        and view.has_plain_names
+        and not chosen
+    ):
+        return []
+    before = _shown_names(tree, view, docid, tree.facts.flags_of(docid)) if was_member else set()
+    if docid not in tree.facts:
+        tree.facts.put(row)
     if not was_member:
-        if is_member:
-            if row.docid not in tree.facts:
-                tree.facts.put(row)
-            view.add(row.docid)
-            view.touch(in_new=is_new)
-        return []
-    flags_before = tree.facts.flags_of(row.docid)
-    if not is_member:
-        return [_leave(tree, view, row.docid, flags_before)]
-    if flags_before == row.flags:
-        return []
-    was_new = bool(flags_before & RECENT)
-    view.touch(in_new=was_new)
-    if is_new != was_new:
-        view.touch(in_new=is_new)
-    return [_invalidation(tree, view, row.docid, flags_before)]
+        view.add(docid)
+    view.set_chosen(docid, chosen)
+    if own_letters:
+        view.own_letters[docid] = own_letters
+    else:
+        view.own_letters.pop(docid, None)
+    after = _shown_names(tree, view, docid, row.flags)
+    for kind in {kind for kind, _ in before ^ after}:
+        view.touch(in_new=kind == Kind.NEW)
+    return _invalidations(tree, view, before - after)
 
 
-def _leave(tree: Tree, view: View, docid: Docid, flags: int) -> Invalidation:
+def _leave(tree: Tree, view: View, docid: Docid, *, is_expunged: bool) -> list[Invalidation]:
+    flags = tree.facts.flags_of(docid)
+    before = _shown_names(tree, view, docid, flags)
+    if docid in view.chosen and not is_expunged:
+        tree.stale_names.add((view.search.search_id, docid))
     view.remove(docid)
     view.touch(in_new=bool(flags & RECENT))
-    return _invalidation(tree, view, docid, flags)
+    return _invalidations(tree, view, before)
 
 
-def _invalidation(tree: Tree, view: View, docid: Docid, flags: int) -> Invalidation:
+def _shown_names(tree: Tree, view: View, docid: Docid, flags: int) -> set[tuple[Kind, bytes]]:
     kind = Kind.NEW if flags & RECENT else Kind.CUR
-    return Invalidation(tree.subfolder_ino(view, kind), tree.name_of(docid, flags))
+    return {(kind, name) for name in tree.names.names(view, docid, flags)}
+
+
+def _invalidations(tree: Tree, view: View, names: set[tuple[Kind, bytes]]) -> list[Invalidation]:
+    return [Invalidation(tree.subfolder_ino(view, kind), name) for kind, name in sorted(names)]
+
+
+def sync_letters(tree: Tree, view: View) -> list[Invalidation]:
+    """Read a view's keywords file again when it is another one than the last time: letters mean something else."""
+    area = area_of(tree.store.layout, view.search.search_id, "", view.search.name)
+    stamp = stamp_or_none(area)
+    if stamp == view.letters_stamp:
+        return []
+    return _take_letters(tree, view, area, stamp)
+
+
+def _take_letters(
+    tree: Tree, view: View, area: bytes, stamp: FileStamp | None
+) -> list[Invalidation]:
+    letters = read_letters(area) if stamp is not None else NO_LETTERS
+    view.letters_stamp = stamp
+    if letters == view.letters:
+        return []
+    own_letters: dict[Docid, bytes] = {}
+    if view.is_loaded:
+        own_letters = read_own_letters(tree.store.index, letters)
+    mapped = sum(view.letters.flags.values()) ^ sum(letters.flags.values())
+    concerned = [
+        Docid(docid)
+        for docid in view.docids
+        if own_letters.get(Docid(docid)) != view.own_letters.get(Docid(docid))
+        or tree.facts.flags_of(Docid(docid)) & mapped
+    ]
+    before = {
+        docid: _shown_names(tree, view, docid, tree.facts.flags_of(docid)) for docid in concerned
+    }
+    view.letters, view.own_letters = letters, own_letters
+    invalidations: list[Invalidation] = []
+    for docid, names in before.items():
+        after = _shown_names(tree, view, docid, tree.facts.flags_of(docid))
+        for kind in {kind for kind, _ in names ^ after}:
+            view.touch(in_new=kind == Kind.NEW)
+        invalidations += _invalidations(tree, view, names - after)
+    return invalidations
 
 
 def end_lingering(tree: Tree, now_s: float) -> list[Invalidation]:
     """Let go of lingering members whose reader has not been seen for LINGER_S. `now_s` is monotonic."""
     return [
-        _leave(tree, view, docid, tree.facts.flags_of(docid))
+        invalidation
         for view in tree.views.values()
         if view.lingering and not view.open_handles and now_s - view.last_used_s > LINGER_S
         for docid in sorted(view.lingering)
+        for invalidation in _leave(tree, view, docid, is_expunged=False)
     ]

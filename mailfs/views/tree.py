@@ -4,8 +4,9 @@
     /lists/linux/            a view: cur, new, tmp, and views whose names go on
     /lists/linux/cur/NAME    a message
 
-Inodes are pure functions of ids that are never reused, the same after a remount: a message has one inode in all
-views, so the kernel keeps one copy of its pages. Plain folders (`lists`) are numbered as they come.
+and everywhere the ordinary files of files.py. Inodes are pure functions of ids that are never reused, the same after a
+remount: a message has one inode in all views, so the kernel keeps one copy of its pages. Plain folders (`lists`) are
+numbered as they come.
 All of it is for the thread that serves requests.
 """
 
@@ -15,28 +16,27 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
-from mailfs.errors import NoSuchMessage, NotFound, QuerySyntaxError
+from mailfs.errors import NotFound, QuerySyntaxError
 from mailfs.ids import Docid, Ino, Modseq, SearchId
-from mailfs.message.keywords import RECENT
-from mailfs.message.maildir import (
-    Base,
-    format_base,
-    format_name,
-    parse_base_or_none,
-    split_name,
-)
+from mailfs.message.keywords import RECENT, letters_of_flags
+from mailfs.message.maildir import format_name, split_name
 from mailfs.search.match import matching
-from mailfs.store.index import IndexSource, SavedSearch
+from mailfs.store.index import SavedSearch
+from mailfs.store.saved import ViewState
+from mailfs.store.source import IndexSource
 from mailfs.store.store import Store
-from mailfs.store.writer import ViewState
+from mailfs.views.areas import Area
 from mailfs.views.facts import Facts
+from mailfs.views.files import Files, area_of
+from mailfs.views.names import Found, Names, iter_names
 from mailfs.views.view import View
 
-_NS = 1_000_000_000
 ROOT_INO = Ino(1)
 _MESSAGE_INO = 1 << 40
 _VIEW_INO = 1 << 41
 _FOLDER_INO = 1 << 42
+# Names clients made that are shown differently, remembered at once.
+_MAX_WRITTEN = 1000
 
 
 class Kind(IntEnum):
@@ -65,6 +65,10 @@ class Directory:
     def holds_messages(self) -> bool:
         return self.kind in (Kind.CUR, Kind.NEW)
 
+    @property
+    def search_id(self) -> SearchId | None:
+        return None if self.view is None else self.view.search.search_id
+
 
 class Attributes(NamedTuple):
     """What stat(2) says, as far as the tree decides it."""
@@ -81,6 +85,13 @@ class Invalidation(NamedTuple):
     """A name in a directory that is gone or means something else now."""
 
     parent: Ino
+    name: bytes
+
+
+class Alias(NamedTuple):
+    """A message linked into a view's tmp/, on its way to another folder."""
+
+    search_id: SearchId
     name: bytes
 
 
@@ -103,6 +114,11 @@ def _view_ino(search_id: SearchId, kind: Kind) -> Ino:
     return Ino(_VIEW_INO + search_id * 4 + kind)
 
 
+def _removed_parts(directory: Directory) -> set[bytes]:
+    view = directory.view
+    return view.removed_parts if view is not None and directory.kind == Kind.VIEW else set()
+
+
 class Tree:
     """Directories, names and attributes over one store. `modseq` is the state it shows."""
 
@@ -110,6 +126,13 @@ class Tree:
         """`held_states` are the mtimes of the last unmount that still hold."""
         self.store = store
         self.facts = Facts()
+        self.names = Names(store, self.facts)
+        self.files = Files()
+        # Gone after a crash, as what is in tmp/ may be.
+        self.aliases: dict[Alias, Docid] = {}
+        self._written: dict[tuple[Ino, bytes], tuple[Docid, int]] = {}
+        # Rows of names whose message has left the view; to be forgotten, see edits.py.
+        self.stale_names: set[tuple[SearchId, Docid]] = set()
         self.source = IndexSource(store.index)
         self.views: dict[str, View] = {}
         self.problems: dict[str, str] = {}
@@ -119,6 +142,8 @@ class Tree:
         self._by_ino: dict[Ino, Directory] = {}
         self._children: dict[str, dict[bytes, Directory]] = {}
         self._folder_inos: dict[str, Ino] = {"": ROOT_INO}
+        self._areas: dict[Ino, Area] = {}
+        self._area_inos: dict[Area, Ino] = {}
         self._mtimes_ns: dict[str, int] = {}
         self.data_version = store.index.data_version()
         self.modseq, self.searches_modseq = store.index.state()
@@ -220,19 +245,42 @@ class Tree:
         """The directories in a directory, by name; empty for cur, new and tmp."""
         if directory.kind not in (Kind.VIEW, Kind.FOLDER):
             return []
-        return [Entry(*item) for item in sorted(self._children[directory.path].items())]
+        removed = _removed_parts(directory)
+        return [
+            Entry(name, child)
+            for name, child in sorted(self._children[directory.path].items())
+            if name not in removed
+        ]
 
     def child_or_none(self, directory: Directory, name: bytes) -> Directory | None:
-        if directory.kind not in (Kind.VIEW, Kind.FOLDER):
+        if directory.kind not in (Kind.VIEW, Kind.FOLDER) or name in _removed_parts(directory):
             return None
         return self._children[directory.path].get(name)
+
+    def area(self, directory: Directory) -> Area:
+        """The real folder of a directory's ordinary files, which may not have been made yet."""
+        area = self._areas.get(directory.ino)
+        if area is None:
+            kind = directory.kind
+            part = "" if kind in (Kind.VIEW, Kind.FOLDER) else kind.name.lower()
+            area = area_of(self.store.layout, directory.search_id, part, directory.path)
+            self._areas[directory.ino] = area
+            self._area_inos[area] = directory.ino
+        return area
+
+    def directory_of_area_or_none(self, place: Area | Ino) -> Directory | None:
+        """The directory of the tree that has this area; None for a client's own directory, or a forgotten search."""
+        if isinstance(place, int):
+            return None
+        return self._by_ino.get(self._area_inos.get(place, Ino(0)))
 
     def directory_attributes(self, directory: Directory) -> Attributes:
         """nlink is exact: 2, and one for each directory within (notmuch and find(1) rely on it)."""
         view = directory.view
-        nlink = 2
+        area = self.area(directory)
+        nlink = 2 + self.files.subdirectories(area)
         if directory.kind in (Kind.VIEW, Kind.FOLDER):
-            nlink += len(self._children.get(directory.path, ()))
+            nlink += len(self._children.get(directory.path, ())) - len(_removed_parts(directory))
         if view is None or directory.kind == Kind.VIEW:
             mtime_ns = self._mtimes_ns.get(directory.path, self._searches_changed_ns)
         elif directory.kind == Kind.NEW:
@@ -241,6 +289,8 @@ class Tree:
             mtime_ns = view.cur_mtime_ns
         else:
             mtime_ns = view.search.changed_ns
+        if not directory.holds_messages:
+            mtime_ns = max(mtime_ns, self.files.mtime_ns_or_none(area) or 0)
         return Attributes(directory.ino, True, nlink, 4096, mtime_ns, mtime_ns)
 
     # --- messages
@@ -259,59 +309,78 @@ class Tree:
         return Attributes(
             message_ino(docid),
             False,
-            1,
+            self.link_count(docid),
             facts.size[docid],
             facts.received_ns[docid],
             facts.changed_ns[docid],
         )
 
-    def base_of(self, docid: Docid) -> bytes:
-        """The canonical base name. The docid must be in `facts`."""
-        received_s = self.facts.received_ns[docid] // _NS
-        return format_base(
-            Base(received_s, docid, self.store.layout.store_id, self.facts.size[docid])
-        )
+    def link_count(self, docid: Docid) -> int:
+        """st_nlink: how many names clients made of a message in one folder (copies), or in a tmp/, and one.
+
+        The same message in another view is not counted: tar and du would take every view for hard links.
+        """
+        more = list(self.aliases.values()).count(docid) if self.aliases else 0
+        for view in self.views.values():
+            if view.chosen:
+                more += max(len(view.chosen.get(docid, ())) - 1, 0)
+        return 1 + more
 
     def name_of(self, docid: Docid, flags: int) -> bytes:
-        """The entry name with these flags."""
-        return format_name(self.base_of(docid), flags, in_new=bool(flags & RECENT))
+        """The canonical entry name with these flags."""
+        return format_name(
+            self.names.base_of(docid), letters_of_flags(flags), in_new=bool(flags & RECENT)
+        )
 
-    def current_name(self, docid: Docid) -> bytes:
-        """The entry name a listing shows now. The docid must be in `facts`."""
-        return self.name_of(docid, self.facts.flags_of(docid))
-
-    def docid_of_base_or_none(self, base: bytes) -> Docid | None:
-        """The live message a base name means; None unless it is exactly its canonical base."""
-        parsed = parse_base_or_none(base)
-        if parsed is None or parsed.store_id != self.store.layout.store_id:
-            return None
-        if parsed.docid not in self.facts:
-            try:
-                self.facts.put(self.store.index.entry(parsed.docid))
-            except NoSuchMessage:
-                return None
-        return parsed.docid if self.base_of(parsed.docid) == base else None
-
-    def lookup_message(self, directory: Directory, name: bytes) -> Docid:
-        """The message of a name in cur/ or new/. Raises NotFound unless the name is true now.
+    def find_message_or_none(self, directory: Directory, name: bytes) -> Found | None:
+        """The message of a name in cur/ or new/; None unless the name is true now.
 
         An unloaded view is asked for this one message, not evaluated.
         """
+        if directory.view is None or not directory.holds_messages or name.startswith(b"."):
+            return None
+        found = self.names.find_or_none(directory.view, name, in_new=directory.kind == Kind.NEW)
+        if found is None and self._written:
+            found = self._find_written_or_none(directory, name)
+        if found is None or not self.is_member(directory.view, found.docid):
+            return None
+        return found
+
+    def remember_written(self, directory: Directory, name: bytes, docid: Docid) -> None:
+        """A client was told that it made this name, and we show another: its flags were joined with those known.
+
+        The name is understood until the message changes again, as a client goes on with it at once (`ln -f`).
+        """
+        if self.find_message_or_none(directory, name) is not None or docid not in self.facts:
+            return
+        while len(self._written) >= _MAX_WRITTEN:
+            del self._written[next(iter(self._written))]
+        self._written[directory.ino, name] = (docid, self.facts.changed_ns[docid])
+
+    def _find_written_or_none(self, directory: Directory, name: bytes) -> Found | None:
+        docid, changed_ns = self._written.get((directory.ino, name), (None, 0))
+        view = directory.view
+        if docid is None or view is None or not self.names.know(docid):
+            return None
         base, letters = split_name(name)
-        docid = self.docid_of_base_or_none(base)
-        if docid is None or directory.view is None or not directory.holds_messages:
+        owner = self.names.owner_or_none(view, base)
+        if owner is None or owner[0] != docid or self.facts.changed_ns[docid] != changed_ns:
+            del self._written[directory.ino, name]
+            return None
+        return Found(docid, owner[1], letters or b"", is_exact=False)
+
+    def find_message(self, directory: Directory, name: bytes) -> Found:
+        """The same. Raises NotFound."""
+        found = self.find_message_or_none(directory, name)
+        if found is None:
             raise NotFound(f"no entry {name!r}")
-        flags = self.facts.flags_of(docid)
-        is_in_new = bool(flags & RECENT)
-        # Clients write `base:2,` into new/ too, for a message without letters: the same name.
-        current = self.name_of(docid, flags)
-        if is_in_new != (directory.kind == Kind.NEW) or (
-            name != current and not (is_in_new and letters == b"" and current == base)
-        ):
-            raise NotFound(f"no entry {name!r}")
-        if not self.is_member(directory.view, docid):
-            raise NotFound(f"no entry {name!r}")
-        return docid
+        return found
+
+    def alias_or_none(self, directory: Directory, name: bytes) -> Docid | None:
+        """The message linked into a tmp/ under this name."""
+        if not self.aliases or directory.kind != Kind.TMP or directory.search_id is None:
+            return None
+        return self.aliases.get(Alias(directory.search_id, name))
 
     def is_member(self, view: View, docid: Docid) -> bool:
         """Whether a live message is in a view now."""
@@ -319,19 +388,26 @@ class Tree:
             return docid in view
         return bool(matching(view.query, [docid], self.source, time.time()))
 
-    def iter_messages(self, directory: Directory, after: Docid) -> Iterator[tuple[int, bytes]]:
-        """Docids and names in cur/ or new/ of a loaded view, from behind `after`.
+    def iter_messages(
+        self, directory: Directory, after: Docid, skip: int = 0
+    ) -> Iterator[tuple[int, int, bytes]]:
+        """Docid, number and name of the entries in cur/ or new/ of a loaded view, behind entry `skip` of `after`.
 
-        The hot loop of a listing: about a microsecond an entry.
+        A message has several entries, numbered from 0, where clients made them. The hot loop of a listing: about a
+        microsecond an entry while names are canonical.
         """
         view = directory.view
         assert view is not None
+        if not view.has_plain_names:
+            in_new = directory.kind == Kind.NEW
+            yield from iter_names(self.names, view, self.facts, after, skip, in_new=in_new)
+            return
         wanted = RECENT if directory.kind == Kind.NEW else 0
         flags, name_of, of = self.facts.flags, self.name_of, self.facts.flags_of
         for docid in view.iter_after(after):
             if flags[docid] & RECENT == wanted:
                 member = Docid(docid)
-                yield docid, name_of(member, of(member))
+                yield docid, 0, name_of(member, of(member))
 
     # --- what stays for the next mount
 

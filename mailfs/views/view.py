@@ -1,4 +1,4 @@
-"""One saved search, live: its members in docid order, and the mtimes its folders show.
+"""One saved search, live: its members in docid order, their names where clients chose them, and its folders' mtimes.
 
 A view nobody has entered is *unloaded*: it has no members, costs nothing, and its mtimes move with every change to
 the store, because nobody has looked whether it is concerned. Loading makes both exact.
@@ -11,13 +11,35 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from mailfs.ids import Docid, Modseq
+from mailfs.message.maildir import ChosenName, parse_base_or_none
 from mailfs.search.query import parse_query
 from mailfs.search.tree import LabelRule, Query, label_rule
 from mailfs.store.index import SavedSearch
+from mailfs.views.letters import NO_LETTERS, FileStamp, LetterMap
 
 
 def _no_docids() -> "array[int]":
     return array("Q")
+
+
+# Programs make the four directories of a Maildir at once.
+MAKING_S = 1.0
+
+
+@dataclass(slots=True)
+class Making:
+    """A Maildir in the making: most programs that make one take a cur/ that is there already for an error.
+
+    `maker` is the thread that made the view; to all others, and to it after MAKING_S, the view is whole.
+    """
+
+    maker: int
+    unmade: set[bytes]
+    until_s: float
+
+    def hides(self, name: bytes, thread: int) -> bool:
+        """Whether a part is not there yet for this thread."""
+        return thread == self.maker and name in self.unmade and time.monotonic() < self.until_s
 
 
 @dataclass(slots=True)
@@ -33,12 +55,24 @@ class View:
     evaluated_modseq: Modseq | None = None
     evaluated_s: float = 0.0
     docids: "array[int]" = field(default_factory=_no_docids)
+    # Names clients chose, of a loaded view's members; who is not here has its canonical name.
+    chosen: dict[Docid, tuple[ChosenName, ...]] = field(default_factory=dict)
+    # Bases among these that are the canonical base of another message.
+    claimed: set[bytes] = field(default_factory=set)
+    # What a-z letters stand for, as the file of this stamp says, and the letters members have of it.
+    letters: LetterMap = NO_LETTERS
+    letters_stamp: FileStamp | None = None
+    own_letters: dict[Docid, bytes] = field(default_factory=dict)
     # Members that no longer match, kept for the reader who made them so.
     lingering: set[Docid] = field(default_factory=set)
     # Messages whose flags a client is changing in this very view: if one stops matching by it, it lingers.
     being_edited: set[Docid] = field(default_factory=set)
     last_used_s: float = 0.0
     open_handles: int = 0
+    # For who makes a view with mkdir(2), and goes on to make these: they are not there yet.
+    making: "Making | None" = None
+    # cur, new or tmp that somebody removed (`rm -r`), until it is made again or something is in it.
+    removed_parts: set[bytes] = field(default_factory=set)
 
     @classmethod
     def of(cls, search: SavedSearch, mtime_ns: int) -> "View":
@@ -50,12 +84,42 @@ class View:
         """Somebody is looking: lingering members stay a while longer."""
         self.last_used_s = time.monotonic()
 
+    def begin_making(self, maker: int) -> None:
+        """The view was just made by this thread."""
+        self.making = Making(maker, {b"cur", b"new", b"tmp"}, time.monotonic() + MAKING_S)
+
     def load(self, evaluation: "Evaluation") -> None:
         """Take the members for the first time."""
         self.docids = evaluation.docids
+        self.take_names(evaluation)
         self.evaluated_modseq = evaluation.modseq
         self.evaluated_s = time.monotonic()
         self.is_loaded = True
+        if self.docids:
+            self.removed_parts -= {b"cur", b"new"}
+
+    def take_names(self, evaluation: "Evaluation") -> None:
+        """Take the names read with an evaluation over those that were here."""
+        self.chosen = {}
+        self.claimed = set()
+        for docid, rows in evaluation.chosen.items():
+            self.set_chosen(docid, rows)
+        self.letters = evaluation.letters
+        self.letters_stamp = evaluation.letters_stamp
+        self.own_letters = evaluation.own_letters
+
+    def set_chosen(self, docid: Docid, rows: tuple[ChosenName, ...]) -> None:
+        """Take the names clients chose for one message; without any it has its canonical one."""
+        for row in self.chosen.pop(docid, ()):
+            self.claimed.discard(row.base)
+        if rows:
+            self.chosen[docid] = rows
+            self.claimed.update(row.base for row in rows if _is_of_another(row.base, docid))
+
+    @property
+    def has_plain_names(self) -> bool:
+        """Whether every name is a canonical one with capital letters: what the fast listing can do."""
+        return not (self.chosen or self.letters.flags or self.letters.keywords)
 
     def __contains__(self, docid: Docid) -> bool:
         position = bisect_left(self.docids, docid)
@@ -84,11 +148,14 @@ class View:
             self.docids.append(docid)
         else:
             self.docids.insert(bisect_left(self.docids, docid), docid)
+        self.removed_parts -= {b"cur", b"new"}
 
     def remove(self, docid: Docid) -> None:
         """Take a member out; the caller has seen that it is one."""
         self.docids.pop(bisect_left(self.docids, docid))
         self.lingering.discard(docid)
+        self.set_chosen(docid, ())
+        self.own_letters.pop(docid, None)
 
     def touch(self, *, in_new: bool) -> None:
         """Move a folder's mtime: strictly up, and not ahead of the clock unless the clock was set back."""
@@ -99,9 +166,22 @@ class View:
             self.cur_mtime_ns = max(now_ns, self.cur_mtime_ns + 1)
 
 
+def _is_of_another(base: bytes, docid: Docid) -> bool:
+    parsed = parse_base_or_none(base)
+    return parsed is not None and parsed.docid != docid
+
+
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """The result of asking a view's query anew: the members at `modseq`."""
+    """The result of asking a view's query anew: the members at `modseq`, and their names.
+
+    `stale` are docids with chosen names that are no members any more.
+    """
 
     modseq: Modseq
     docids: "array[int]"
+    chosen: dict[Docid, tuple[ChosenName, ...]] = field(default_factory=dict)
+    letters: LetterMap = NO_LETTERS
+    letters_stamp: FileStamp | None = None
+    own_letters: dict[Docid, bytes] = field(default_factory=dict)
+    stale: tuple[Docid, ...] = ()

@@ -10,8 +10,8 @@ from mailfs.fuse import mount as mount_module
 from mailfs.fuse.mount import MountOptions, Session
 from mailfs.ids import SearchId
 from mailfs.message.keywords import FLAGGED
+from mailfs.store.saved import ViewState
 from mailfs.store.store import Store
-from mailfs.store.writer import ViewState
 from mailfs.views.tree import Tree
 from tests.views.world import World
 

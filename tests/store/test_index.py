@@ -10,7 +10,7 @@ from mailfs.message.keywords import FLAGGED, RECENT, SEEN
 from mailfs.search.plan import plan
 from mailfs.search.query import parse_query
 from mailfs.store.database import open_writer
-from mailfs.store.index import IndexSource
+from mailfs.store.source import IndexSource
 from mailfs.store.store import Store
 from tests.fakes import DATE_S, Deliver, make_message, new_message
 from tests.oracle import count_of, docids_of
@@ -115,7 +115,7 @@ def test_a_stream_of_entries_is_not_disturbed_by_writers(store: Store, deliver: 
 
 def test_a_reader_cannot_write(store: Store) -> None:
     with pytest.raises(StoreError):
-        store.index._rows("DELETE FROM search")
+        store.index.rows("DELETE FROM search")
     assert store.index.searches() != []
 
 

@@ -179,6 +179,19 @@ def test_packs_are_numbered_with_eight_digits(tmp_path: Path) -> None:
     assert layout.pack(PackNumber(12)).name == "00000012.pack"
 
 
+@pytest.mark.parametrize("folder", ["sidecar", "spool"])
+def test_files_of_clients_without_a_format_are_never_made_a_store(
+    tmp_path: Path, folder: str
+) -> None:
+    root = tmp_path / "store"
+    (root / folder / "1").mkdir(parents=True)
+    with pytest.raises(StoreExists, match=f"{folder} but no file"):
+        Store.create(root)
+    assert os.listdir(root) == [folder]
+    (root / folder / "1").rmdir()
+    Store.create(root).close()
+
+
 def test_a_store_that_lost_its_format_is_never_made_anew(tmp_path: Path) -> None:
     """Making one begins with an empty index, and the old one holds the keywords."""
     root = tmp_path / "store"
@@ -188,7 +201,7 @@ def test_a_store_that_lost_its_format_is_never_made_anew(tmp_path: Path) -> None
         text = (root / "format").read_bytes()
     (root / "format").unlink()
     before = (root / "index.sqlite3").read_bytes()
-    with pytest.raises(StoreExists, match="holds packs"):
+    with pytest.raises(StoreExists, match="packs but no file"):
         Store.create(root)
     assert (root / "index.sqlite3").read_bytes() == before
     (root / "format").write_bytes(text)

@@ -12,6 +12,7 @@ from mailfs.store import packs
 from mailfs.store.layout import Layout, new_layout
 from mailfs.store.packs import PACK_HEAD, Location, PackAppender, PackReader
 from mailfs.store.records import FRAME_BYTES, HEADER_BYTES, blob_hash, format_record
+from mailfs.store.unpacked import MemoryRecord
 
 FIRST = PackNumber(1)
 SECOND = PackNumber(2)
@@ -19,6 +20,11 @@ SECOND = PackNumber(2)
 
 def record_of(raw: bytes) -> bytes:
     return format_record(raw, blob_hash(raw))
+
+
+def new(raw: bytes) -> MemoryRecord:
+    """What an appender takes."""
+    return MemoryRecord(record_of(raw))
 
 
 @pytest.fixture
@@ -48,7 +54,7 @@ def appending(
 def acknowledged(layout: Layout, reader: PackReader, *raws: bytes) -> list[Location]:
     """A first pack with these messages."""
     with appending(layout, reader) as appender:
-        found = [appender.append(record_of(raw)) for raw in raws]
+        found = [appender.append(new(raw)) for raw in raws]
         appender.sync()
     return found
 
@@ -71,7 +77,7 @@ def test_appending_goes_on_where_the_last_transaction_ended(
 ) -> None:
     (one,) = acknowledged(layout, reader, b"one")
     with appending(layout, reader, 1, size_of(layout)) as appender:
-        two = appender.append(record_of(b"two"))
+        two = appender.append(new(b"two"))
     assert two.pack == one.pack == FIRST
     assert two.offset == one.offset + one.stored
     assert (reader.load(one), reader.load(two)) == (b"one", b"two")
@@ -81,15 +87,15 @@ def test_rollback_leaves_the_pack_as_it_was(layout: Layout, reader: PackReader) 
     acknowledged(layout, reader, b"one")
     before = layout.pack(FIRST).read_bytes()
     with appending(layout, reader, 1, len(before)) as appender:
-        appender.append(record_of(b"two"))
-        appender.append(record_of(b"three"))
+        appender.append(new(b"two"))
+        appender.append(new(b"three"))
         appender.rollback()
     assert layout.pack(FIRST).read_bytes() == before
 
 
 def test_rollback_of_the_first_pack_removes_it(layout: Layout, reader: PackReader) -> None:
     with appending(layout, reader) as appender:
-        appender.append(record_of(b"one"))
+        appender.append(new(b"one"))
         appender.rollback()
     assert list(layout.packs.iterdir()) == []
 
@@ -100,7 +106,7 @@ def test_a_new_pack_is_begun_when_one_is_full(
     monkeypatch.setattr(packs, "PACK_LIMIT_BYTES", 400)
     raws = [bytes([letter]) * 60 for letter in b"abcdefghij"]
     with appending(layout, reader) as appender:
-        where = [appender.append(record_of(raw)) for raw in raws]
+        where = [appender.append(new(raw)) for raw in raws]
         appender.sync()
         finished = list(appender.finished)
     assert [reader.load(location) for location in where] == raws
@@ -127,7 +133,7 @@ def test_rollback_takes_back_packs_begun_meanwhile_too(
     monkeypatch.setattr(packs, "PACK_LIMIT_BYTES", 200)
     with appending(layout, reader, 1, len(before)) as appender:
         for letter in b"abcdefghij":
-            appender.append(record_of(bytes([letter]) * 60))
+            appender.append(new(bytes([letter]) * 60))
         assert appender.pack > SECOND
         appender.rollback()
     assert layout.pack(FIRST).read_bytes() == before
@@ -141,10 +147,30 @@ def test_rollback_never_touches_a_full_pack_that_nothing_was_appended_to(
     before = layout.pack(FIRST).read_bytes()
     monkeypatch.setattr(packs, "PACK_LIMIT_BYTES", len(before))
     with appending(layout, reader, 1, len(before)) as appender:
-        assert appender.append(record_of(b"three")).pack == SECOND
+        assert appender.append(new(b"three")).pack == SECOND
         appender.rollback()
     assert layout.pack(FIRST).read_bytes() == before
     assert list(layout.packs.iterdir()) == [layout.pack(FIRST)]
+
+
+class BrokenRecord(MemoryRecord):
+    """A record that cannot be read to its end."""
+
+    def chunks(self) -> Iterator[bytes]:
+        yield self.record[:-10]
+        raise StoreError("no more")
+
+
+def test_half_a_record_is_written_over_by_the_next(layout: Layout, reader: PackReader) -> None:
+    (one,) = acknowledged(layout, reader, b"one")
+    with appending(layout, reader, 1, size_of(layout)) as appender:
+        with pytest.raises(StoreError, match="no more"):
+            appender.append(BrokenRecord(record_of(bytes(range(256)))))
+        two = appender.append(new(b"two"))
+        appender.sync()
+        assert appender.size == two.offset + two.stored
+    assert two.offset == one.offset + one.stored
+    assert reader.load(two) == b"two"
 
 
 def test_a_pack_nobody_knows_is_never_written_over(layout: Layout, reader: PackReader) -> None:
@@ -172,7 +198,7 @@ def test_whole_records_behind_the_end_are_kept_and_what_is_torn_behind_them_is_c
     orphans = layout.pack(FIRST).read_bytes() + record_of(b"two") + record_of(b"three")
     layout.pack(FIRST).write_bytes(orphans + record_of(b"torn")[:-1])
     with appending(layout, reader, 1, known) as appender:
-        four = appender.append(record_of(b"four"))
+        four = appender.append(new(b"four"))
     assert four.offset == len(orphans)
     assert layout.pack(FIRST).read_bytes() == orphans + record_of(b"four")
 
@@ -186,7 +212,7 @@ def test_rollback_keeps_whole_records_found_behind_the_end(
         file.write(record_of(b"orphan"))
     before = layout.pack(FIRST).read_bytes()
     with appending(layout, reader, 1, known) as appender:
-        appender.append(record_of(b"two"))
+        appender.append(new(b"two"))
         appender.rollback()
     assert layout.pack(FIRST).read_bytes() == before
 
@@ -229,6 +255,21 @@ def test_only_a_large_message_is_read_in_pieces(layout: Layout, reader: PackRead
     chain = reader.chain_or_none(large)
     assert chain is not None
     assert chain.frame(1) == large_raw[FRAME_BYTES : 2 * FRAME_BYTES]
+    assert list(reader.raw_pieces(small)) == [b"small"]
+    assert list(reader.raw_pieces(large)) == [
+        large_raw[start : start + FRAME_BYTES] for start in range(0, len(large_raw), FRAME_BYTES)
+    ]
+
+
+def test_damage_in_a_large_message_names_the_place_too(layout: Layout, reader: PackReader) -> None:
+    (where,) = acknowledged(layout, reader, bytes(range(256)) * 3000)
+    damaged = bytearray(layout.pack(FIRST).read_bytes())
+    damaged[-10] ^= 1
+    layout.pack(FIRST).write_bytes(damaged)
+    pieces = reader.raw_pieces(where)
+    assert next(pieces) == bytes(range(256)) * (FRAME_BYTES // 256)
+    with pytest.raises(Corrupt, match=f"pack 1 at {where.offset}: "):
+        list(pieces)
 
 
 def test_records_are_found_by_walking_the_pack(layout: Layout, reader: PackReader) -> None:

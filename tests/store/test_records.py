@@ -2,6 +2,8 @@
 
 import random
 import struct
+import subprocess
+import sys
 import zlib
 
 import pytest
@@ -18,9 +20,11 @@ from mailfs.store.records import (
     Chain,
     blob_hash,
     format_record,
+    iter_chain,
     parse_header,
     parse_record,
 )
+from tests.fakes import PROJECT
 
 
 def record_of(raw: bytes) -> bytes:
@@ -195,3 +199,29 @@ def test_reading_one_frame_of_a_chain_reads_the_table_and_that_frame_only() -> N
 
     Chain(parse_header(record), read).frame(7)
     assert read_bytes < 1.1 * FRAME_BYTES
+
+
+def test_a_chain_read_frame_by_frame_is_checked_as_a_whole() -> None:
+    raw = noise(3 * FRAME_BYTES + 7)
+    record = record_of(raw)
+    header = parse_header(record)
+
+    def read(start: int, length: int) -> bytes:
+        return record[HEADER_BYTES + start : HEADER_BYTES + start + length]
+
+    assert b"".join(iter_chain(header, read)) == raw
+    frames = iter_chain(header._replace(hash=bytes(16)), read)
+    assert b"".join(next(frames) for _ in range(4)) == raw
+    with pytest.raises(Corrupt, match="hash"):
+        next(frames)
+
+
+@pytest.mark.slow
+def test_several_threads_make_and_read_records_at_once() -> None:
+    """In a process of its own: when they share what they must not, it dies of a segmentation fault."""
+    subprocess.run(
+        [sys.executable, "-m", "tests.store.peer", "threads", "-"],
+        cwd=PROJECT,
+        check=True,
+        timeout=120,
+    )

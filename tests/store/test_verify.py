@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from mailfs.errors import Corrupt
-from mailfs.ids import Docid, Keyword, PackNumber
+from mailfs.ids import Docid, Keyword, PackNumber, SearchId
+from mailfs.message.maildir import ChosenName
 from mailfs.store.database import open_writer
 from mailfs.store.packs import PACK_HEAD
 from mailfs.store.records import blob_hash, format_record
@@ -17,12 +18,16 @@ from tests.fakes import make_message, new_message
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A closed store of three messages, one with a keyword and one expunged, ready to be damaged."""
+    """A closed store of three messages, ready to be damaged.
+
+    One has a keyword and a chosen name in the view of search 1, one is expunged.
+    """
     path = tmp_path / "store"
     with Store.create(path) as store:
         with store.writer.transaction("test", durable=True) as transaction:
             docids = [transaction.add(new_message(make_message(n))).docid for n in (1, 2, 3)]
             transaction.edit_keywords(docids[0], add=[Keyword("work")])
+            transaction.entries.put(SearchId(1), docids[0], ChosenName(b"chosen"))
             transaction.expunge(docids[2])
         assert list(verify(store)) == []
     return path
@@ -56,6 +61,7 @@ INDEX_DAMAGE = {
     "DELETE FROM message WHERE docid = 1": [
         "problem: message 1: has bytes but no row",
         "problem: message 1: has keywords but no row",
+        "problem: message 1: has chosen names but no row",
         "problem: message 1: has words in the search index but no row",
     ],
     "UPDATE message SET size = size + 1 WHERE docid = 3": [
@@ -66,6 +72,12 @@ INDEX_DAMAGE = {
         "problem: message 2: has a modseq that was never given"
     ],
     "DELETE FROM keyword": ["problem: message 1: has a keyword that is not there"],
+    "UPDATE entry SET docid = 3": ["problem: message 3: is expunged but has chosen names"],
+    "UPDATE entry SET docid = 4": ["problem: message 4: has chosen names but no row"],
+    "UPDATE entry SET search_id = 9": ["problem: search 9: is not there but has chosen names"],
+    "DELETE FROM search WHERE search_id = 1": [
+        "problem: search 1: is not there but has chosen names"
+    ],
     "UPDATE message SET thread = 3 WHERE docid = 2": [
         "problem: message 2: has a thread younger than itself"
     ],
@@ -209,6 +221,13 @@ def test_files_that_do_not_belong_are_notes(root: Path) -> None:
         "note: 00000002.pack: is a pack the index does not know",
         "note: core: is no pack",
     ]
+
+
+def test_ordinary_files_of_clients_are_none_of_its_business(root: Path) -> None:
+    for folder in ("sidecar/0", "sidecar/1/deep", "spool/1/tmp"):
+        (root / folder).mkdir(parents=True)
+        (root / folder / "file").write_bytes(b"anything")
+    assert findings(root) == []
 
 
 def test_counts_say_what_was_looked_at(root: Path) -> None:

@@ -15,8 +15,9 @@ from mailfs.errors import (
 from mailfs.ids import Docid, Keyword, Modseq, SearchId
 from mailfs.message.keywords import FLAGGED, SEEN
 from mailfs.store import prepare, records
+from mailfs.store.saved import ViewState
 from mailfs.store.store import Store
-from mailfs.store.writer import Outcome, Transaction, ViewState
+from mailfs.store.transaction import Outcome, Transaction
 from tests.fakes import Deliver, make_message, new_message
 from tests.oracle import contents_of, count_of, docids_of, problems_of
 
@@ -153,7 +154,7 @@ def test_a_transaction_that_changes_nothing_takes_no_modseq(store: Store, delive
     with store.writer.transaction("test", durable=True) as transaction:
         assert not transaction.edit_flags(docid, SEEN, FLAGGED)
         assert not transaction.edit_keywords(docid, add=[Keyword("work")], remove=[Keyword("x")])
-        assert not transaction.save_search_if_absent("inbox", "from:somebody")
+        assert not transaction.searches.save_if_absent("inbox", "from:somebody")
         assert transaction.add(new_message(store.load(docid))).outcome is Outcome.KNOWN
         assert transaction.keywords(docid) == {"work"}
     assert modseq_of(store) == before
@@ -217,21 +218,21 @@ def test_two_writers_see_what_the_other_did(store: Store, deliver: Deliver) -> N
 
 def test_a_search_is_saved_replaced_and_forgotten(store: Store) -> None:
     with store.writer.transaction("test", durable=True) as transaction:
-        transaction.save_search("mine", "from:ann")
+        transaction.searches.save("mine", "from:ann")
     first = store.index.search("mine")
     with (
         pytest.raises(SearchExists),
         store.writer.transaction("test", durable=True) as transaction,
     ):
-        transaction.save_search("mine", "from:bob")
+        transaction.searches.save("mine", "from:bob")
     assert store.index.search("mine") == first
     with store.writer.transaction("test", durable=True) as transaction:
-        transaction.save_search("mine", "from:bob", "refuse", replace=True)
+        transaction.searches.save("mine", "from:bob", "refuse", replace=True)
     second = store.index.search("mine")
     assert (second.query, second.on_rm) == ("from:bob", "refuse")
     assert second.search_id == first.search_id
     with store.writer.transaction("test", durable=True) as transaction:
-        transaction.forget_search("mine")
+        transaction.searches.forget("mine")
     with pytest.raises(NoSuchSearch):
         store.index.search("mine")
 
@@ -241,7 +242,7 @@ def test_forgetting_an_unknown_search_is_refused(store: Store) -> None:
         pytest.raises(NoSuchSearch),
         store.writer.transaction("test", durable=True) as transaction,
     ):
-        transaction.forget_search("none")
+        transaction.searches.forget("none")
 
 
 def test_only_a_change_of_the_searches_moves_their_modseq(store: Store, deliver: Deliver) -> None:
@@ -249,7 +250,7 @@ def test_only_a_change_of_the_searches_moves_their_modseq(store: Store, deliver:
     deliver()
     assert store.index.state().searches_modseq == before.searches_modseq
     with store.writer.transaction("test", durable=True) as transaction:
-        transaction.save_search("mine", "from:ann")
+        transaction.searches.save("mine", "from:ann")
     assert store.index.state().searches_modseq == store.index.state().modseq > before.modseq
 
 
@@ -257,10 +258,10 @@ def test_the_number_of_a_forgotten_search_is_never_given_again(store: Store) -> 
     numbers = []
     for name in ("one", "two"):
         with store.writer.transaction("test", durable=True) as transaction:
-            transaction.save_search(name, "from:ann")
+            transaction.searches.save(name, "from:ann")
         numbers.append(store.index.search(name).search_id)
         with store.writer.transaction("test", durable=True) as transaction:
-            transaction.forget_search(name)
+            transaction.searches.forget(name)
     assert numbers[0] < numbers[1]
 
 

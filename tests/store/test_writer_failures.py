@@ -14,8 +14,8 @@ from mailfs.ids import Docid, Keyword
 from mailfs.message.keywords import SEEN
 from mailfs.store import packs
 from mailfs.store.store import Store
+from mailfs.store.transaction import Transaction
 from mailfs.store.verify import counts, verify
-from mailfs.store.writer import Transaction
 from tests.fakes import Deliver, make_message, new_message
 from tests.oracle import contents_of, count_of, problems_of
 
@@ -59,7 +59,7 @@ def test_an_exception_takes_everything_back_packs_included(store: Store, deliver
         transaction.add(new_message(make_message(77)))
         transaction.edit_flags(docid, SEEN, 0)
         transaction.edit_keywords(docid, add=[Keyword("new")], remove=[Keyword("work")])
-        transaction.save_search("mine", "from:ann")
+        transaction.searches.save("mine", "from:ann")
         transaction.expunge(docid)
     assert (pack_bytes(store), modseq_of(store), store.index.summaries([docid])) == before
     assert "mine" not in [search.name for search in store.index.searches()]

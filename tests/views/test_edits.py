@@ -12,19 +12,17 @@ from mailfs.message.keywords import (
     DRAFT,
     FLAGGED,
     FORWARDED,
+    LETTER_BITS,
     RECENT,
     SEEN,
 )
 from mailfs.views.edits import (
-    ForgottenSearch,
     Leaving,
-    NewSearch,
     Removal,
-    plan_mkdir,
     plan_rename,
-    plan_rmdir,
     plan_unlink,
 )
+from mailfs.views.searches import ForgottenSearch, NewSearch, plan_mkdir, plan_rmdir
 from tests.views.world import World
 
 
@@ -55,9 +53,14 @@ def test_a_letter_set_and_cleared_by_rename_is_a_flag_in_the_store(
     docid = world.deliver(flags=0)
     world.refresh()
     rename(world, "inbox/cur", docid, "inbox/cur", b":2," + letter)
-    assert world.flags(docid) == bit
-    assert world.name(docid).endswith(b":2," + letter)
-    rename(world, "inbox/cur", docid, "inbox/cur", b":2,")
+    assert world.flags(docid) & LETTER_BITS == bit
+    world.load("inbox")
+    (name,) = world.names("inbox/cur")
+    assert name.endswith(b":2," + letter)
+    cur = world.directory("inbox/cur")
+    edit = plan_rename(world.tree, cur, name, cur, name.removesuffix(letter))
+    assert edit is not None
+    world.edit(edit)
     assert world.flags(docid) == 0
 
 
@@ -102,23 +105,35 @@ def test_a_rename_of_a_name_that_is_not_true_any_more_is_not_found(world: World)
         plan_rename(world.tree, cur, name, cur, name.removesuffix(b"S"))
 
 
-@pytest.mark.parametrize("target", ["all/cur", "inbox/tmp", "inbox", ""])
-def test_a_message_is_not_renamed_out_of_its_view(world: World, target: str) -> None:
+def test_a_message_gets_the_base_name_a_client_chose_in_this_view_only(world: World) -> None:
     docid = world.deliver()
-    world.refresh()
-    name = world.name(docid)
-    with pytest.raises(EditRefused) as caught:
-        plan_rename(world.tree, world.directory("inbox/cur"), name, world.directory(target), name)
-    assert caught.value.errno == errno.EPERM
+    world.load("inbox")
+    cur = world.directory("inbox/cur")
+    edit = plan_rename(world.tree, cur, world.name(docid), cur, b"my-own-name,U=7:2,FSXx")
+    assert edit is not None
+    world.edit(edit)
+    assert world.names("inbox/cur") == [b"my-own-name,U=7:2,FSXx"]
+    world.load("all")
+    assert world.names("all/cur") == [world.name(docid)]
 
 
-def test_a_message_does_not_get_another_base_name(world: World) -> None:
+@pytest.mark.parametrize("letters", [b":2,F", b":2,"])
+def test_a_base_name_of_another_message_is_taken(world: World, letters: bytes) -> None:
     docid, other = world.deliver(), world.deliver()
     world.refresh()
     cur = world.directory("inbox/cur")
-    for new_name in (b"my-own-name:2,S", world.name(other), b":2,S"):
-        with pytest.raises(EditRefused):
-            plan_rename(world.tree, cur, world.name(docid), cur, new_name)
+    taken = world.name(other).partition(b":")[0] + letters
+    with pytest.raises(EditRefused) as caught:
+        plan_rename(world.tree, cur, world.name(docid), cur, taken)
+    assert caught.value.errno == errno.EEXIST
+
+
+def test_a_name_is_not_letters_alone(world: World) -> None:
+    docid = world.deliver()
+    cur = world.directory("inbox/cur")
+    with pytest.raises(EditRefused) as caught:
+        plan_rename(world.tree, cur, world.name(docid), cur, b":2,S")
+    assert caught.value.errno == errno.EINVAL
 
 
 # --- leaving
@@ -126,6 +141,7 @@ def test_a_message_does_not_get_another_base_name(world: World) -> None:
 
 def remove(world: World, path: str, docid: Docid) -> Removal:
     removal = plan_unlink(world.tree, world.directory(path), world.name(docid))
+    assert isinstance(removal, Removal)
     world.edit(removal)
     return removal
 

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from mailfs.ids import Docid, Ino
 from mailfs.message.keywords import FLAGGED, LETTER_BITS, RECENT, SEEN
 from mailfs.store.store import Store
-from mailfs.views.edits import FlagEdit, plan_rename, plan_unlink
+from mailfs.views.edits import EntryEdit, plan_rename, plan_unlink
 from mailfs.views.refresh import end_lingering, needs_evaluation
 from mailfs.views.tree import Invalidation, Kind, Tree
 from mailfs.views.view import View
@@ -136,7 +136,7 @@ class Histories(RuleBasedStateMachine):
         target = tree.directory(tree.subfolder_ino(view, Kind.CUR if to_cur else kind))
         edit = plan_rename(tree, source, name, target, name.partition(b":")[0] + b":2," + letters)
         if edit is not None:
-            assert isinstance(edit, FlagEdit)
+            assert isinstance(edit, EntryEdit)
             lingering = {each.search.name: set(each.lingering) for each in tree.views.values()}
             self.told += self.world.edit(edit)
             assert edit.docid in view
@@ -171,7 +171,7 @@ class Histories(RuleBasedStateMachine):
     def _names(self, view: View, kind: Kind) -> list[bytes]:
         tree = self.world.tree
         directory = tree.directory(tree.subfolder_ino(view, kind))
-        return [name for _, name in tree.iter_messages(directory, Docid(0))]
+        return [name for _, _, name in tree.iter_messages(directory, Docid(0))]
 
     def _listing(self) -> Listing:
         tree = self.world.tree

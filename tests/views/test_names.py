@@ -13,7 +13,7 @@ from tests.views.world import World
 
 def found_or_none(world: World, path: str, name: bytes) -> Docid | None:
     try:
-        return world.tree.lookup_message(world.directory(path), name)
+        return world.tree.find_message(world.directory(path), name).docid
     except NotFound:
         return None
 
@@ -190,9 +190,9 @@ def test_a_listing_in_pieces_skips_and_repeats_none_that_stayed(world: World, se
     after = Docid(0)
     while True:
         piece = []
-        for cookie, name in world.tree.iter_messages(directory, after):
+        for cookie, _, name in world.tree.iter_messages(directory, after):
             piece.append(cookie)
-            assert world.tree.lookup_message(directory, name) == cookie
+            assert world.tree.find_message(directory, name).docid == cookie
             if len(piece) == 7:
                 break
         if not piece:
@@ -240,7 +240,7 @@ def test_a_broken_saved_search_is_a_problem_and_hides_only_itself(world: World) 
     world.save("good", "is:flagged")
     world.save("bad", "is:flagged")
     with world.store.writer.transaction("test", durable=False) as transaction:
-        transaction.save_search("bad", "subject:(", replace=True)
+        transaction.searches.save("bad", "subject:(", replace=True)
     world.refresh()
     assert set(world.tree.problems) == {"bad"}
     assert "subject:(" in world.tree.problems["bad"]

@@ -12,10 +12,11 @@ from mailfs.search.match import MatchSource, matching
 from mailfs.search.tree import Query
 from mailfs.store import index as index_module
 from mailfs.store.index import EntryRow
-from mailfs.store.writer import ViewState
+from mailfs.store.saved import ViewState
 from mailfs.views import refresh as refresh_module
 from mailfs.views.edits import plan_rename
 from mailfs.views.facts import Facts
+from mailfs.views.names import Names
 from mailfs.views.refresh import (
     end_lingering,
     evaluate,
@@ -137,6 +138,7 @@ def test_a_change_shown_while_a_search_is_evaluated_is_not_overwritten_by_what_i
     docid = world.deliver(flags=SEEN)
     world.refresh()
     world.tree.facts = LateFacts(world, docid)
+    world.tree.names = Names(world.store, world.tree.facts)
     view = world.tree.views["inbox"]
     install(world.tree, view, evaluate(world.store.layout, view, world.tree.facts))
     assert world.names("inbox/cur") == [world.name(docid)]
@@ -253,7 +255,7 @@ def test_a_message_read_in_unread_stays_there_until_its_reader_is_gone(world: Wo
     assert world.matching(view) == []
     assert world.names("unread/cur") == [world.name(docid)]
     cur = world.directory("unread/cur")
-    assert world.tree.lookup_message(cur, world.name(docid)) == docid
+    assert world.tree.find_message(cur, world.name(docid)).docid == docid
     assert end_lingering(world.tree, view.last_used_s + 299) == []
     assert world.names("unread/cur") == [world.name(docid)]
     before = world.mtimes("unread")

@@ -1,19 +1,63 @@
 """A store with a tree over it, without FUSE: what the tests of views/ and of the handlers stand on."""
 
+import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Coroutine, Iterable
+from typing import TypeVar, TypeVarTuple
 
-from mailfs.ids import Docid, Keyword
-from mailfs.message.keywords import RECENT, SEEN
+from mailfs.fuse.changes import Changes
+from mailfs.fuse.notify import Notifier
+from mailfs.ids import Docid, Ino, Keyword
+from mailfs.message.keywords import RECENT, SEEN, letters_of_flags
 from mailfs.message.maildir import Base, format_base, format_name
 from mailfs.search.plan import plan
 from mailfs.store.prepare import prepare_message
 from mailfs.store.store import Store
-from mailfs.views.edits import Edit, FlagEdit, commit
-from mailfs.views.refresh import evaluate, install, refresh
+from mailfs.views.areas import make_area
+from mailfs.views.arrivals import (
+    Arrival,
+    SpooledFile,
+    commit_arrival,
+    plan_arrival,
+    plan_link,
+    plan_move,
+)
+from mailfs.views.edits import Edit, EntryEdit, commit, plan_rename, plan_unlink
+from mailfs.views.files import FILE_INO
+from mailfs.views.letters import KEYWORDS_FILE
+from mailfs.views.refresh import evaluate, install, refresh, sync_letters
 from mailfs.views.tree import ROOT_INO, Directory, Invalidation, Tree
 from mailfs.views.view import View
 from tests.fakes import make_message
+
+R = TypeVar("R")
+Arguments = TypeVarTuple("Arguments")
+
+
+class Told(Notifier):
+    """Keeps what the kernel would be told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.invalidations: list[Invalidation] = []
+
+    def publish(self, invalidations: Iterable[Invalidation]) -> None:
+        self.invalidations += invalidations
+
+
+async def at_once(function: Callable[[*Arguments], R], *arguments: *Arguments) -> R:
+    """What a mount does in a thread."""
+    return function(*arguments)
+
+
+def run(handler: Coroutine[None, None, R]) -> R:
+    """The result of a handler that waits for nothing."""
+    try:
+        handler.send(None)
+    except StopIteration as end:
+        result: R = end.value
+        return result
+    raise AssertionError("it waits")
 
 
 class World:
@@ -23,6 +67,7 @@ class World:
         self.store = store
         self.tree = Tree(store, {})
         self._delivered = 0
+        self._spooled = 0
 
     # --- what others do to the store; the tree is not told
 
@@ -58,11 +103,11 @@ class World:
 
     def save(self, name: str, query: str, on_rm: str = "", *, replace: bool = False) -> None:
         with self.store.writer.transaction("test", durable=False) as transaction:
-            transaction.save_search(name, query, on_rm, replace=replace)
+            transaction.searches.save(name, query, on_rm, replace=replace)
 
     def forget(self, name: str) -> None:
         with self.store.writer.transaction("test", durable=False) as transaction:
-            transaction.forget_search(name)
+            transaction.searches.forget(name)
 
     # --- what a mount does
 
@@ -71,7 +116,7 @@ class World:
 
     def edit(self, edit: Edit) -> list[Invalidation]:
         """As a handler does it: commit, then refresh while the view knows what is edited in it."""
-        edited = (edit.view.being_edited, edit.docid) if isinstance(edit, FlagEdit) else None
+        edited = (edit.view.being_edited, edit.docid) if isinstance(edit, EntryEdit) else None
         if edited is not None:
             edited[0].add(edited[1])
         commit(self.store, edit)
@@ -81,9 +126,92 @@ class World:
         return invalidations
 
     def load(self, name: str) -> View:
-        view = self.tree.views[name]
-        install(self.tree, view, evaluate(self.store.layout, view, self.tree.facts))
+        self.load_again(name)
         return self.tree.views[name]
+
+    def load_again(self, name: str) -> list[Invalidation]:
+        """Ask a view's query anew."""
+        view = self.tree.views[name]
+        return install(self.tree, view, evaluate(self.store.layout, view, self.tree.facts))
+
+    def tick(self) -> None:
+        """What a mount does now and then."""
+        Changes(self.tree, Told(), at_once).tick()
+
+    # --- what clients do; the tree is brought up to date
+
+    def spool(self, raw: bytes, received_s: int = 1_500_000_000) -> SpooledFile:
+        """A file in the inbox's tmp/."""
+        self._spooled += 1
+        area = self.tree.area(self.directory("inbox/tmp"))
+        make_area(area)
+        path = area + b"/%d" % self._spooled
+        with open(path, "wb") as file:
+            file.write(raw)
+        os.utime(path, (received_s, received_s))
+        return SpooledFile(Ino(FILE_INO + os.lstat(path).st_ino), path)
+
+    def bring(
+        self,
+        path: str,
+        name: bytes,
+        raw: bytes,
+        *,
+        is_exclusive: bool = True,
+        is_lenient: bool = False,
+    ) -> Docid:
+        """Deliver a file to `inbox/new`: link(2), or rename(2) where that is not exclusive."""
+        return self.arrive(
+            plan_arrival(
+                self.tree,
+                self.spool(raw),
+                self.directory(path),
+                name,
+                is_exclusive=is_exclusive,
+                is_lenient=is_lenient,
+            )
+        )
+
+    def link(self, docid: Docid, path: str, name: bytes, *, is_revived: bool = False) -> Docid:
+        directory = self.directory(path)
+        return self.arrive(plan_link(self.tree, docid, directory, name, is_revived=is_revived))
+
+    def move(
+        self, path: str, name: bytes, new_path: str, new_name: bytes, *, is_exclusive: bool = False
+    ) -> Docid:
+        """mv to another view."""
+        old, new = self.directory(path), self.directory(new_path)
+        return self.arrive(
+            plan_move(self.tree, old, name, new, new_name, is_exclusive=is_exclusive)
+        )
+
+    def arrive(self, arrival: Arrival) -> Docid:
+        docid = commit_arrival(self.store, arrival)
+        self.refresh()
+        return docid
+
+    def rename(
+        self, path: str, name: bytes, new_path: str, new_name: bytes, *, is_exclusive: bool = False
+    ) -> None:
+        """mv within a view."""
+        old, new = self.directory(path), self.directory(new_path)
+        edit = plan_rename(self.tree, old, name, new, new_name, is_exclusive=is_exclusive)
+        if edit is not None:
+            self.edit(edit)
+
+    def unlink(self, path: str, name: bytes) -> None:
+        self.edit(plan_unlink(self.tree, self.directory(path), name))
+
+    def write_letters(self, view: str, text: str) -> list[Invalidation]:
+        """Another `dovecot-keywords`, which the tree takes notice of."""
+        area = self.tree.area(self.directory(view))
+        make_area(area)
+        # A new file each time, as Dovecot does it: two of the same size and time are told apart.
+        path = os.path.join(area, KEYWORDS_FILE)
+        with open(path + b".lock", "w") as file:
+            file.write(text)
+        os.rename(path + b".lock", path)
+        return sync_letters(self.tree, self.tree.views[view])
 
     # --- what is seen
 
@@ -98,7 +226,12 @@ class World:
 
     def names(self, path: str) -> list[bytes]:
         """The names in `inbox/cur` or `inbox/new` of a loaded view."""
-        return [name for _, name in self.tree.iter_messages(self.directory(path), Docid(0))]
+        return [name for _, _, name in self.tree.iter_messages(self.directory(path), Docid(0))]
+
+    def find_or_none(self, path: str, name: bytes) -> Docid | None:
+        """The message that lookup finds under a name."""
+        found = self.tree.find_message_or_none(self.directory(path), name)
+        return None if found is None else found.docid
 
     def mtimes(self, view: str) -> tuple[int, int]:
         """The mtimes of a view's new/ and cur/."""
@@ -113,7 +246,7 @@ class World:
         entry = self.store.index.entry(docid)
         received_s = entry.received_ns // 1_000_000_000
         base = format_base(Base(received_s, docid, self.store.layout.store_id, entry.size))
-        return format_name(base, entry.flags, in_new=bool(entry.flags & RECENT))
+        return format_name(base, letters_of_flags(entry.flags), in_new=bool(entry.flags & RECENT))
 
     def flags(self, docid: Docid) -> int:
         return self.store.index.entry(docid).flags

@@ -1,0 +1,186 @@
+"""Changes made through the mount: committed, then shown, in the order the kernel must hear of them."""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar, TypeVarTuple
+
+from mailfs.errors import Busy, MailfsError, NotFound
+from mailfs.fuse.notify import Notifier
+from mailfs.ids import Docid, SearchId
+from mailfs.views.arrivals import Arrival, commit_arrival
+from mailfs.views.edits import (
+    Edit,
+    EntryEdit,
+    Removal,
+    commit,
+    commit_entries,
+    plan_meanings,
+)
+from mailfs.views.refresh import (
+    LINGER_S,
+    end_lingering,
+    evaluate,
+    install,
+    needs_evaluation,
+    refresh,
+    sync_letters,
+)
+from mailfs.views.searches import SearchEdit
+from mailfs.views.tree import Directory, Invalidation, Tree
+from mailfs.views.view import View
+
+log = logging.getLogger(__name__)
+
+# How long a client's rename or unlink waits for a writer in another process before EAGAIN.
+EDIT_DEADLINE_S = 10.0
+# Refusals are explained once each; a client that makes up names must not fill the log.
+_MAX_EXPLAINED = 1000
+
+R = TypeVar("R")
+Arguments = TypeVarTuple("Arguments")
+
+
+class Blocking(Protocol):
+    """How a handler waits for something slow: Drain.blocking or drain.in_thread."""
+
+    async def __call__(self, function: Callable[[*Arguments], R], *arguments: *Arguments) -> R: ...
+
+
+class Changes:
+    """The one way from a handler to the store, and from the store to the kernel."""
+
+    def __init__(self, tree: Tree, notifier: Notifier, blocking: Blocking) -> None:
+        self.tree = tree
+        self.blocking = blocking
+        self.is_dirty = False  # committed, but not yet made to survive power loss
+        self._notifier = notifier
+        self._explained: set[str] = set()
+        # Views whose letters mean something else now, and whose entries have not been read anew.
+        self._unsettled: list[View] = []
+
+    def explain(self, name: str, error: MailfsError) -> None:
+        """Say once in the log why a client was refused; a name that is not there needs no word."""
+        text = str(error)
+        is_known = text in self._explained or len(self._explained) >= _MAX_EXPLAINED
+        if not isinstance(error, NotFound) and not is_known:
+            self._explained.add(text)
+            log.warning("%s refused: %s", name, text)
+
+    # --- from the store to the kernel
+
+    def publish(self, invalidations: Sequence[Invalidation]) -> None:
+        """Tell the kernel which names are not true any more, without waiting."""
+        if invalidations:
+            self._notifier.publish(invalidations)
+
+    def sync_tree(self) -> None:
+        """Bring the tree up to what is committed, by whatever process."""
+        self.publish(refresh(self.tree))
+
+    def directory(self, inode: int) -> Directory:
+        """A directory of the tree, up to date. Raises NotFound."""
+        self.sync_tree()
+        directory = self.tree.directory(inode)
+        if directory.view is not None and directory.holds_messages:
+            self._sync_letters(directory.view)
+        return directory
+
+    def _sync_letters(self, view: View) -> None:
+        before = view.letters
+        self.publish(sync_letters(self.tree, view))
+        if view.letters is not before:
+            self._unsettled.append(view)
+        if self._unsettled:
+            self._settle_letters()
+
+    def _settle_letters(self) -> None:
+        """Letters that got a meaning are keywords from now on; while the store is busy, at the next request."""
+        while self._unsettled:
+            edits = plan_meanings(self.tree, self._unsettled[-1])
+            try:
+                if edits:
+                    commit_entries(self.tree.store, edits, 0)
+            except Busy:
+                return
+            self._unsettled.pop()
+            self.is_dirty = self.is_dirty or bool(edits)
+            self.sync_tree()
+
+    async def load(self, view: View) -> None:
+        """Evaluate a view, in a thread, if that must be before it is listed."""
+        if needs_evaluation(self.tree, view):
+            tree = self.tree
+            evaluation = await self.blocking(evaluate, tree.store.layout, view, tree.facts)
+            self.publish(install(tree, view, evaluation))
+
+    # --- what time brings
+
+    def tick(self) -> None:
+        """Other processes' changes while nobody asks, the end of lingering, and names whose messages have left."""
+        self.sync_tree()
+        self.publish(end_lingering(self.tree, time.monotonic()))
+        self._forget_stale_names()
+
+    def _forget_stale_names(self) -> None:
+        """A message that comes back must not have its old `,U=12`: to mbsync that is one it has expunged."""
+        tree = self.tree
+        stale = {pair for pair in tree.stale_names if not self._is_shown(*pair)}
+        if stale:
+            with tree.store.writer.transaction("names", durable=False, deadline_s=0) as tx:
+                tx.entries.forget_stale(stale)
+                for _, docid in stale:
+                    tx.settle_deleted(docid)
+        tree.stale_names.clear()
+
+    def _is_shown(self, search_id: SearchId, docid: Docid) -> bool:
+        return any(
+            view.search.search_id == search_id and docid in view
+            for view in self.tree.views.values()
+        )
+
+    async def evaluate_again(self) -> None:
+        """Move views that somebody looks at with the clock and with their threads, so that their mtimes do."""
+        for view in list(self.tree.views.values()):
+            if view.is_loaded and time.monotonic() - view.last_used_s < LINGER_S:
+                await self.load(view)
+
+    # --- from a client to the store
+
+    async def edit_entry(self, edit: EntryEdit | Removal) -> None:
+        """Commit an edit of a message in a view. If it stops matching by that, it lingers there."""
+        if isinstance(edit, Removal):
+            await self.edit(edit)
+            return
+        view = edit.view
+        view.use()
+        view.being_edited.add(edit.docid)
+        try:
+            await self.edit(edit)
+        finally:
+            view.being_edited.discard(edit.docid)
+
+    async def edit(self, edit: Edit | SearchEdit) -> None:
+        """Commit an edit and show it. Without waiting when the writer lock is free, which it nearly always is."""
+        try:
+            commit(self.tree.store, edit, 0)
+        except Busy:
+            await self.blocking(commit, self.tree.store, edit, EDIT_DEADLINE_S)
+        self.is_dirty = True
+        self.sync_tree()
+
+    async def arrive(self, arrival: Arrival) -> Docid:
+        """Commit an arrival and show it. Durable ones wait for the disk, in a thread."""
+        docid = await self.blocking(commit_arrival, self.tree.store, arrival, EDIT_DEADLINE_S)
+        self.is_dirty = True
+        self.sync_tree()
+        return docid
+
+    async def sync(self) -> None:
+        """Make every commit so far survive power loss."""
+        await self.blocking(self.tree.store.writer.sync)
+
+    async def sync_file(self, fd: int) -> None:
+        """fsync of an ordinary file."""
+        await self.blocking(os.fsync, fd)

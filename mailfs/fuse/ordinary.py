@@ -1,0 +1,326 @@
+"""Ordinary files for the handlers: tmp/ files, side-cars, and files made directly in cur/ or new/ until they are taken in.
+
+Reads and writes go to the real file. A file that was delivered is gone from the disk; who still has it open reads on,
+and who asks by its number is told of the message it has become.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import stat
+import threading
+
+import pyfuse3
+from pyfuse3 import EntryAttributes, FileInfo
+
+from mailfs.errors import EditRefused, MailfsError, NotFound
+from mailfs.fuse.answers import Answers
+from mailfs.fuse.changes import EDIT_DEADLINE_S, Changes
+from mailfs.fuse.handles import FileHandle, Handles
+from mailfs.ids import Docid, Fh, Ino
+from mailfs.message.maildir import split_name
+from mailfs.views.arrivals import SpooledFile, plan_arrival
+from mailfs.views.edits import check_base
+from mailfs.views.files import FileAttributes, Place, is_file_ino
+from mailfs.views.tree import Alias, Kind
+
+log = logging.getLogger(__name__)
+
+
+def is_hidden(name: bytes) -> bool:
+    """maildir(5): a name that begins with a dot is no message."""
+    return name.startswith(b".")
+
+
+class OrdinaryFiles:
+    """What handlers do with ordinary files. Raises OSError, MailfsError."""
+
+    def __init__(self, changes: Changes, handles: Handles, answers: Answers) -> None:
+        self._changes = changes
+        self._tree = changes.tree
+        self.files = changes.tree.files
+        self._handles = handles
+        self._answers = answers
+        # Files that were delivered, until the kernel forgets their numbers.
+        self.became: dict[Ino, Docid] = {}
+        # Files in cur/ and new/ that are to be taken in when nobody writes them any more.
+        self._waiting: set[tuple[Place, bytes]] = set()
+        # Files that are being taken in now, in a thread.
+        self._in_flight: dict[tuple[Place, bytes], threading.Event] = {}
+        # Another mount of the store may write the same file: its pages are dropped at each open.
+        self._info = FileInfo(keep_cache=False)
+
+    def answer(self, attributes: FileAttributes) -> EntryAttributes:
+        """Of a real file. Its number may have been that of a delivered one: file systems give numbers again."""
+        self.became.pop(attributes.ino, None)
+        return self._answers.file(attributes)
+
+    def message_or_none(self, inode: int) -> Docid | None:
+        """The message an ordinary file has become, of which nothing is left under this number."""
+        docid = self.became.get(Ino(inode))
+        if docid is not None:
+            with contextlib.suppress(NotFound):
+                self.files.attributes(Ino(inode))
+                return None
+        return docid
+
+    def place(self, inode: int) -> Place:
+        """The place of a directory's ordinary files, whichever kind of directory it is."""
+        if is_file_ino(inode):
+            return Ino(inode)
+        return self._tree.area(self._tree.directory(inode))
+
+    # --- attributes
+
+    def attributes(self, inode: int) -> EntryAttributes:
+        """Of an ordinary file, or of the message it has become under the number the kernel knows."""
+        docid = self.message_or_none(inode)
+        if docid is None:
+            return self._answers.file(self.files.attributes(Ino(inode)))
+        entry = self._answers.not_kept(self._tree.message_attributes(docid))
+        entry.st_ino = inode
+        return entry
+
+    def set_attributes(
+        self, inode: int, attr: EntryAttributes, fields: pyfuse3.SetattrFields, fh: int | None
+    ) -> EntryAttributes:
+        """chmod, chown, utime and truncate of an ordinary file."""
+        if self.message_or_none(inode) is not None:
+            if fields.update_size:
+                raise EditRefused("a message cannot be changed, only replaced")
+            return self.attributes(inode)
+        handle = None if fh is None else self._handles.files.get(Fh(fh))
+        if fields.update_size and handle is not None and handle.is_sealed:
+            raise EditRefused("the file has become a message, which cannot be changed")
+        # Who opened for reading may set times, but not a length.
+        fd = None if handle is None or fields.update_size else handle.fd
+        found = self.files.set_attributes(
+            Ino(inode),
+            fd,
+            size=attr.st_size if fields.update_size else None,
+            mode=attr.st_mode if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+        )
+        return self._answers.file(found)
+
+    def forget(self, inode: int, count: int) -> None:
+        """The kernel takes back lookups of a number."""
+        self.files.forget(Ino(inode), count)
+        self.became.pop(Ino(inode), None)
+
+    # --- making files
+
+    def check_new(self, inode: int, name: bytes, mode: int) -> Place:
+        """The place a new name goes to. Raises EditRefused where there is none."""
+        if not is_file_ino(inode):
+            directory = self._tree.directory(inode)
+            if directory.path == "" and name == b".mailfs":
+                raise EditRefused(".mailfs is the mount's own")
+            if directory.holds_messages and not is_hidden(name):
+                if not stat.S_ISREG(mode):
+                    raise EditRefused("cur and new hold messages; this is none")
+                check_base(split_name(name).base)
+            if directory.view is not None and directory.kind == Kind.VIEW:
+                if name in (b"cur", b"new", b"tmp"):
+                    raise EditRefused(f"{name.decode()} is a directory of the view")
+            elif directory.view is not None:
+                directory.view.removed_parts.discard(directory.kind.name.lower().encode())
+        return self.place(inode)
+
+    def create(
+        self, parent: int, name: bytes, flags: int, mode: int
+    ) -> tuple[FileInfo, EntryAttributes]:
+        """open(2) with O_CREAT."""
+        place = self.check_new(parent, name, stat.S_IFREG)
+        fd, attributes = self.files.create(place, name, flags, mode)
+        self.touch(parent)
+        return self._opened(attributes.ino, fd, flags), self.answer(attributes)
+
+    def open(self, inode: int, flags: int) -> FileInfo:
+        """open(2) of an ordinary file that is there. Raises NotFound."""
+        return self._opened(Ino(inode), self.files.open(Ino(inode), flags), flags)
+
+    def _opened(self, ino: Ino, fd: int, flags: int) -> FileInfo:
+        self.files.opened(ino, fd, flags)
+        self._info.fh = self._handles.open_file(FileHandle(ino, fd))
+        return self._info
+
+    # --- open files
+
+    def read(self, handle: FileHandle, offset: int, size: int) -> bytes:
+        return os.pread(handle.fd, size, offset)
+
+    def write(self, handle: FileHandle, offset: int, data: bytes) -> int:
+        """All of it, or an error."""
+        if handle.is_sealed:
+            raise EditRefused("the file has become a message, which cannot be changed")
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(handle.fd, view, offset)
+            view = view[written:]
+            offset += written
+        return len(data)
+
+    async def release(self, fh: Fh) -> None:
+        """The last close(2) of an open file: one made in cur/ or new/ is taken in."""
+        handle = self._handles.files.pop(fh)
+        place_and_name = None
+        if not handle.is_sealed:
+            try:
+                place_and_name = self.files.place_of(handle.ino)
+            except NotFound:
+                place_and_name = None  # removed while it was open
+        self.files.closed(handle.ino, handle.fd)
+        os.close(handle.fd)
+        if place_and_name is not None:
+            await self.take_in(*place_and_name)
+
+    # --- files that become messages
+
+    def spooled(self, place: Place, name: bytes) -> SpooledFile | None:
+        """A regular file, as what could be delivered; None for anything else."""
+        found = self.files.lookup_or_none(place, name)
+        if found is None:
+            raise NotFound(f"no file {name!r}")
+        self.files.forget(found.ino)
+        if not stat.S_ISREG(found.stat.st_mode):
+            return None
+        return SpooledFile(found.ino, self.files.folder(place) + b"/" + name)
+
+    def has(self, place: Place, name: bytes) -> bool:
+        """Whether an ordinary file of this name is there."""
+        found = self.files.lookup_or_none(place, name)
+        if found is not None:
+            self.files.forget(found.ino)
+        return found is not None
+
+    def size(self, source: SpooledFile) -> int:
+        return os.lstat(source.path).st_size
+
+    def delivered(self, source: SpooledFile, place: Place, name: bytes, docid: Docid) -> None:
+        """A file has become a message: it goes, whoever has it open."""
+        self._handles.seal(source.ino)
+        self.became[source.ino] = docid
+        found = self.files.lookup_or_none(place, name)
+        if found is None:
+            return
+        self.files.forget(found.ino)
+        if found.ino != source.ino:
+            return  # renamed meanwhile, and the name taken by another
+        try:
+            self.files.unlink(place, name)
+        except OSError as error:
+            log.warning("a delivered file could not be removed: %s", error.strerror)
+
+    def linked(self, source: SpooledFile, docid: Docid) -> None:
+        """A file has been linked into a view: its name in a tmp/ is a name of the message from now on."""
+        place, name = self.files.place_of(source.ino)
+        directory = self._tree.directory_of_area_or_none(place)
+        if directory is None or directory.kind != Kind.TMP or directory.search_id is None:
+            return
+        self.delivered(source, place, name, docid)
+        self._tree.aliases[Alias(directory.search_id, name)] = docid
+
+    async def take_in(self, place: Place, name: bytes) -> None:
+        """A file that was written directly into cur/ or new/ becomes a message when nobody writes it any more.
+
+        An empty one waits: a program that only tests whether it can make files (vim's 4913) is not delivering.
+        """
+        directory = self._tree.directory_of_area_or_none(place)
+        if directory is None or not directory.holds_messages or is_hidden(name):
+            return
+        if (place, name) in self._in_flight:
+            return
+        try:
+            source = self.spooled(place, name)
+            if source is None or not self.size(source):
+                return
+        except (NotFound, FileNotFoundError):
+            return
+        if self.files.is_open_for_writing(source.ino):
+            return  # its own release will come
+        arrival = plan_arrival(
+            self._tree, source, directory, name, is_exclusive=False, is_lenient=True
+        )
+        taken = self._in_flight[place, name] = threading.Event()
+        try:
+            docid = await self._changes.arrive(arrival)
+        except EditRefused as error:
+            # It stays where it is, an ordinary file; nothing is lost.
+            self._changes.explain("taking in", error)
+        except MailfsError as error:
+            self._changes.explain("taking in", error)
+            self._waiting.add((place, name))
+        else:
+            self.delivered(source, place, name, docid)
+        finally:
+            del self._in_flight[place, name]
+            taken.set()
+
+    async def settle(self, inode: int, name: bytes) -> None:
+        """Wait for a file that is being taken in: its close(2) came before what is asked now."""
+        if self._in_flight and not is_file_ino(inode):
+            taken = self._in_flight.get((self.place(inode), name))
+            if taken is not None:
+                await self._changes.blocking(taken.wait, EDIT_DEADLINE_S)
+
+    def find_waiting(self) -> None:
+        """Files a mount that ended left in cur/ and new/: they wait to be taken in."""
+        for directory in self._tree.iter_directories():
+            if directory.holds_messages:
+                area = self._tree.area(directory)
+                self._waiting.update((area, entry.name) for entry in self.files.entries(area))
+
+    async def take_in_waiting(self) -> None:
+        """Try again what could not be taken in: a full disk, a busy store."""
+        waiting, self._waiting = self._waiting, set()
+        for place, name in waiting:
+            await self.take_in(place, name)
+
+    # --- names
+
+    def mkdir(self, parent: int, name: bytes, mode: int) -> EntryAttributes:
+        found = self.files.mkdir(self.place(parent), name, mode)
+        self.touch(parent)
+        return self.answer(found)
+
+    def mknod(self, parent: int, name: bytes, mode: int) -> EntryAttributes:
+        place = self.check_new(parent, name, mode)
+        found = self.files.mknod(place, name, mode)
+        self.touch(parent)
+        return self.answer(found)
+
+    def symlink(self, parent: int, name: bytes, target: bytes) -> EntryAttributes:
+        place = self.check_new(parent, name, stat.S_IFLNK)
+        return self.answer(self.files.symlink(place, name, target))
+
+    def link(self, inode: int, parent: int, name: bytes) -> EntryAttributes:
+        """link(2) between ordinary files."""
+        if self.message_or_none(inode) is not None:
+            raise EditRefused("a message can be linked into tmp, cur and new only", errno.EXDEV)
+        place = self.check_new(parent, name, stat.S_IFREG)
+        found = self.files.link(Ino(inode), place, name)
+        self.touch(parent)
+        return self.answer(found)
+
+    def unlink(self, parent: int, name: bytes) -> None:
+        """unlink(2) of an ordinary file."""
+        self.files.unlink(self.place(parent), name)
+        self.touch(parent)
+
+    def rmdir(self, parent: int, name: bytes) -> None:
+        """rmdir(2) of a client's own directory."""
+        self.files.rmdir(self.place(parent), name)
+        self.touch(parent)
+
+    def touch(self, parent: int) -> None:
+        """Names were made or removed in a directory: cur/ and new/ show that by their mtime, whatever it was."""
+        if is_file_ino(parent):
+            return
+        directory = self._tree.directory(parent)
+        if directory.view is not None and directory.holds_messages:
+            directory.view.touch(in_new=directory.kind == Kind.NEW)

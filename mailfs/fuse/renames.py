@@ -1,0 +1,195 @@
+"""rename(2), by what is renamed and where to.
+
+within cur/ and new/ of a view    flags, and the names clients choose
+to cur/ or new/ of another view   mv: leave and enter
+a file to cur/ or new/            delivery
+a directory of the tree           the search gets another name
+ordinary files                    as on any disk
+a message to anywhere else        EXDEV, so that mv(1) copies
+"""
+
+import errno
+
+import pyfuse3
+
+from mailfs.errors import EditRefused, NotFound
+from mailfs.fuse.changes import Changes
+from mailfs.fuse.ordinary import OrdinaryFiles, is_hidden
+from mailfs.ids import Docid
+from mailfs.views.arrivals import StoredMessage, plan_arrival, plan_move
+from mailfs.views.edits import plan_rename
+from mailfs.views.files import is_file_ino
+from mailfs.views.searches import plan_rename_directory
+from mailfs.views.tree import Alias, Directory, Invalidation, Kind
+
+
+class Renames:
+    """The handler's work; errors leave it as they are."""
+
+    def __init__(self, changes: Changes, ordinary: OrdinaryFiles) -> None:
+        self._changes = changes
+        self._tree = changes.tree
+        self._ordinary = ordinary
+
+    async def rename(
+        self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int
+    ) -> None:
+        """As renameat2(2) with RENAME_NOREPLACE or no flag; EINVAL for others."""
+        if flags & ~pyfuse3.RENAME_NOREPLACE:
+            raise EditRefused("names cannot be exchanged here", errno.EINVAL)
+        is_exclusive = bool(flags & pyfuse3.RENAME_NOREPLACE)
+        new_directory = None if is_file_ino(new_parent) else self._changes.directory(new_parent)
+        if not is_file_ino(parent):
+            directory = self._changes.directory(parent)
+            child = self._tree.child_or_none(directory, name)
+            if child is not None:
+                await self._rename_directory(child, new_directory, new_name)
+                return
+            if self._tree.find_message_or_none(directory, name) is not None:
+                await self._rename_message(directory, name, new_directory, new_name, is_exclusive)
+                return
+            docid = self._tree.alias_or_none(directory, name)
+            if docid is not None:
+                await self._rename_alias(
+                    directory, name, docid, new_directory, new_name, is_exclusive
+                )
+                return
+        if new_directory is not None and await self._deliver(
+            parent, name, new_directory, new_name, is_exclusive
+        ):
+            return
+        self._rename_file(parent, name, new_parent, new_name, flags)
+
+    async def _rename_directory(
+        self, directory: Directory, new_parent: Directory | None, new_name: bytes
+    ) -> None:
+        if new_parent is None:
+            raise EditRefused("a view cannot be put into an ordinary directory")
+        await self._changes.edit(plan_rename_directory(self._tree, directory, new_parent, new_name))
+
+    async def _rename_message(
+        self,
+        directory: Directory,
+        name: bytes,
+        new_directory: Directory | None,
+        new_name: bytes,
+        is_exclusive: bool,
+    ) -> None:
+        tree = self._tree
+        if new_directory is None or not _takes_messages(new_directory, new_name):
+            raise EditRefused("a message can only be copied out of its view", errno.EXDEV)
+        self._check_free(new_directory, new_name, is_exclusive)
+        if new_directory.view is directory.view:
+            edit = plan_rename(
+                tree, directory, name, new_directory, new_name, is_exclusive=is_exclusive
+            )
+            docid = tree.find_message(directory, name).docid
+            if edit is not None:
+                await self._changes.edit_entry(edit)
+        else:
+            move = plan_move(
+                tree, directory, name, new_directory, new_name, is_exclusive=is_exclusive
+            )
+            docid = await self._changes.arrive(move)
+        self._give_way(new_directory, new_name)
+        self._take_back(new_directory, new_name, docid)
+
+    def _take_back(self, directory: Directory, name: bytes, docid: Docid) -> None:
+        """After a rename the kernel believes in the client's name; when we show another, it must forget it."""
+        self._tree.remember_written(directory, name, docid)
+        found = self._tree.find_message_or_none(directory, name)
+        if found is None or not found.is_exact:
+            self._changes.publish([Invalidation(directory.ino, name)])
+
+    async def _rename_alias(
+        self,
+        directory: Directory,
+        name: bytes,
+        docid: Docid,
+        new_directory: Directory | None,
+        new_name: bytes,
+        is_exclusive: bool,
+    ) -> None:
+        tree = self._tree
+        assert directory.search_id is not None
+        if new_directory is not None and _takes_messages(new_directory, new_name):
+            self._check_free(new_directory, new_name, is_exclusive)
+            arrival = plan_arrival(
+                tree,
+                StoredMessage(docid, is_revived=True),
+                new_directory,
+                new_name,
+                is_exclusive=is_exclusive,
+            )
+            await self._changes.arrive(arrival)
+            self._give_way(new_directory, new_name)
+            self._take_back(new_directory, new_name, docid)
+        elif new_directory is not None and new_directory.kind == Kind.TMP:
+            assert new_directory.search_id is not None
+            self._check_free(new_directory, new_name, is_exclusive)
+            self._give_way(new_directory, new_name)
+            tree.aliases[Alias(new_directory.search_id, new_name)] = docid
+        else:
+            raise EditRefused("a message can be linked into tmp, cur and new only", errno.EXDEV)
+        tree.aliases.pop(Alias(directory.search_id, name), None)
+
+    def _check_free(self, directory: Directory, name: bytes, is_exclusive: bool) -> None:
+        """Raises EditRefused where an ordinary file has the name and must not be replaced."""
+        if is_exclusive and self._ordinary.has(self._tree.area(directory), name):
+            raise EditRefused(f"{name!r} is there already", errno.EEXIST)
+
+    def _give_way(self, directory: Directory, name: bytes) -> None:
+        """An ordinary file that had the name is replaced."""
+        place = self._tree.area(directory)
+        if self._ordinary.has(place, name):
+            self._ordinary.files.unlink(place, name)
+
+    async def _deliver(
+        self,
+        parent: int,
+        name: bytes,
+        new_directory: Directory,
+        new_name: bytes,
+        is_exclusive: bool,
+    ) -> bool:
+        """Whether the rename was a delivery."""
+        if not _takes_messages(new_directory, new_name):
+            return False
+        place = self._ordinary.place(parent)
+        source = self._ordinary.spooled(place, name)
+        if source is None:
+            raise EditRefused("only a regular file can become a message")
+        above = self._tree.directory_of_area_or_none(place)
+        if above is not None and above.holds_messages and not self._ordinary.size(source):
+            return False  # still empty, so not yet a message
+        self._check_free(new_directory, new_name, is_exclusive)
+        arrival = plan_arrival(
+            self._tree, source, new_directory, new_name, is_exclusive=is_exclusive
+        )
+        docid = await self._changes.arrive(arrival)
+        self._ordinary.delivered(source, place, name, docid)
+        if (place, name) != (self._tree.area(new_directory), new_name):
+            self._give_way(new_directory, new_name)
+        self._take_back(new_directory, new_name, docid)
+        return True
+
+    def _rename_file(
+        self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int
+    ) -> None:
+        place, new_place = self._ordinary.place(parent), self._ordinary.place(new_parent)
+        found = self._ordinary.files.lookup_or_none(place, name)
+        if found is None:
+            raise NotFound(f"no file {name!r}")
+        self._ordinary.files.forget(found.ino)
+        self._ordinary.check_new(new_parent, new_name, found.stat.st_mode)
+        if not is_file_ino(new_parent):
+            directory = self._tree.directory(new_parent)
+            if directory.kind == Kind.TMP and directory.search_id is not None:
+                self._tree.aliases.pop(Alias(directory.search_id, new_name), None)
+        self._ordinary.files.rename(place, name, new_place, new_name, flags)
+        self._ordinary.touch(parent)
+        self._ordinary.touch(new_parent)
+
+
+def _takes_messages(directory: Directory, name: bytes) -> bool:
+    return directory.holds_messages and not is_hidden(name)

@@ -1,0 +1,193 @@
+"""What mkdir, rmdir and mv of directories mean: searches are saved, forgotten and renamed, never a message lost."""
+
+import errno
+from dataclasses import dataclass
+from typing import assert_never
+
+from mailfs.errors import EditRefused, NotFound, QuerySyntaxError
+from mailfs.ids import Docid, Keyword
+from mailfs.message.keywords import SYSTEM_KEYWORDS, UNREAD, keyword_for_folder
+from mailfs.search.names import check_search_name
+from mailfs.search.query import format_query, parse_query
+from mailfs.search.tree import rename_keyword
+from mailfs.store.transaction import Transaction
+from mailfs.views.tree import Directory, Kind, Tree
+
+
+@dataclass(frozen=True, slots=True)
+class NewSearch:
+    """Save a search."""
+
+    name: str
+    query: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForgottenSearch:
+    """Forget a search, no message."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class RenamedSearch:
+    """One search gets another name, and the query it has then."""
+
+    name: str
+    new_name: str
+    query: str
+
+
+@dataclass(frozen=True, slots=True)
+class RenamedSearches:
+    """What mv of a directory renames: the search, those below it, and the keywords that are called like them.
+
+    `rewritten` are other searches, by name, whose queries speak of such a keyword.
+    """
+
+    searches: tuple[RenamedSearch, ...]
+    keywords: tuple[tuple[Keyword, Keyword], ...]
+    rewritten: tuple[tuple[str, str], ...]
+
+
+SearchEdit = NewSearch | ForgottenSearch | RenamedSearches
+
+
+def plan_mkdir(tree: Tree, parent: Directory, name: bytes) -> NewSearch:
+    """mkdir saves a search: `work` is `tag:work`, `flagged` is `is:flagged`, and what reads like a query is it."""
+    if tree.child_or_none(parent, name) is not None:
+        raise EditRefused(f"{name!r} is there already", errno.EEXIST)
+    if parent.kind not in (Kind.VIEW, Kind.FOLDER):
+        raise EditRefused("a search is saved beside or below others, not in cur, new or tmp")
+    path, text = _search_name(parent, name)
+    query = _query_of_folder(path, text)
+    try:
+        parse_query(query)
+    except QuerySyntaxError as error:
+        raise EditRefused(f"mkdir {text}: {error}", errno.EINVAL) from None
+    return NewSearch(path, query)
+
+
+def _search_name(parent: Directory, name: bytes) -> tuple[str, str]:
+    """The path of a search, and its last component."""
+    try:
+        text = name.decode()
+    except UnicodeDecodeError:
+        raise EditRefused(f"the name {name!r} is not valid UTF-8", errno.EILSEQ) from None
+    return check_search_name(f"{parent.path}/{text}" if parent.path else text), text
+
+
+def _query_of_folder(path: str, text: str) -> str:
+    if any(sign in ':*"()' for sign in text):
+        return text
+    if path == text and (text.lower() == UNREAD or f"${text.lower()}" in SYSTEM_KEYWORDS):
+        return f"is:{text.lower()}"
+    return _label_query(path)
+
+
+def _label_query(path: str) -> str:
+    return f"tag:{keyword_for_folder(path)}"
+
+
+def plan_rmdir(tree: Tree, parent: Directory, name: bytes) -> ForgottenSearch:
+    """rmdir forgets a search, however many messages it shows. Raises NotFound, EditRefused.
+
+    Other files in it are somebody's: they keep the directory, as anywhere.
+    """
+    directory = tree.child_or_none(parent, name)
+    if directory is None:
+        raise NotFound(f"no directory {name!r}")
+    if directory.kind == Kind.FOLDER:
+        raise EditRefused(f"{directory.path} holds searches", errno.ENOTEMPTY)
+    if directory.kind != Kind.VIEW:
+        raise EditRefused("only a view's directory can be forgotten")
+    for entry in tree.entries(directory):
+        child = entry.directory
+        if child.kind in (Kind.VIEW, Kind.FOLDER):
+            raise EditRefused(f"{directory.path} holds other searches", errno.ENOTEMPTY)
+        if tree.files.entries(tree.area(child)):
+            raise EditRefused(
+                f"{directory.path}/{entry.name.decode()} holds files", errno.ENOTEMPTY
+            )
+    if tree.files.entries(tree.area(directory)):
+        raise EditRefused(f"{directory.path} holds files of other programs", errno.ENOTEMPTY)
+    return ForgottenSearch(directory.path)
+
+
+def plan_remove_part(tree: Tree, directory: Directory) -> None:
+    """rmdir of cur, new or tmp, which `rm -r` does. Raises EditRefused (ENOTEMPTY) while something is in it.
+
+    The view must be loaded. It stays a Maildir: the directory is there again when something is in it.
+    """
+    view = directory.view
+    assert view is not None
+    is_empty = not tree.files.entries(tree.area(directory))
+    if directory.kind == Kind.TMP:
+        is_empty = is_empty and all(
+            alias.search_id != directory.search_id for alias in tree.aliases
+        )
+    else:
+        is_empty = is_empty and next(tree.iter_messages(directory, Docid(0)), None) is None
+    if not is_empty:
+        raise EditRefused(
+            f"{directory.path}/{directory.kind.name.lower()} is not empty", errno.ENOTEMPTY
+        )
+
+
+def plan_rename_directory(
+    tree: Tree, directory: Directory, new_parent: Directory, new_name: bytes
+) -> RenamedSearches:
+    """mv of a view or of a plain folder of views. Raises EditRefused."""
+    if directory.kind not in (Kind.VIEW, Kind.FOLDER):
+        raise EditRefused("a view always has its own cur, new and tmp")
+    if new_parent.kind not in (Kind.VIEW, Kind.FOLDER):
+        raise EditRefused("a search is saved beside or below others, not in cur, new or tmp")
+    path, new_path = directory.path, _search_name(new_parent, new_name)[0]
+    if tree.child_or_none(new_parent, new_name) is not None:
+        raise EditRefused(f"{new_path} is there already", errno.ENOTEMPTY)
+    if f"{new_path}/".startswith(f"{path}/"):
+        raise EditRefused(f"{path} cannot be put into itself", errno.EINVAL)
+    moved = {
+        name: new_path + name[len(path) :]
+        for name in tree.views
+        if name == path or name.startswith(f"{path}/")
+    }
+    keywords = {
+        keyword_for_folder(name): keyword_for_folder(to)
+        for name, to in moved.items()
+        if tree.views[name].search.query == _label_query(name)
+    }
+    keywords = {old: new for old, new in keywords.items() if old != new}
+    rewritten: dict[str, str] = {}
+    for name, view in tree.views.items():
+        query = view.query
+        for old, new in keywords.items():
+            query = rename_keyword(query, old, new)
+        rewritten[name] = view.search.query if query == view.query else format_query(query)
+    return RenamedSearches(
+        tuple(RenamedSearch(name, to, rewritten[name]) for name, to in moved.items()),
+        tuple(keywords.items()),
+        tuple(
+            (name, query)
+            for name, query in rewritten.items()
+            if name not in moved and query != tree.views[name].search.query
+        ),
+    )
+
+
+def commit_search(tx: Transaction, edit: SearchEdit) -> None:
+    """Write an edit of searches, within a transaction. Raises SearchExists, NoSuchSearch, KeywordInUse."""
+    match edit:
+        case NewSearch(name, query):
+            tx.searches.save(name, query)
+        case ForgottenSearch(name):
+            tx.searches.forget(name)
+        case RenamedSearches(searches, keywords, rewritten):
+            for old, new in keywords:
+                tx.rename_keyword(old, new)
+            for search in searches:
+                tx.searches.rename(search.name, search.new_name, search.query)
+            for name, query in rewritten:
+                tx.searches.rename(name, name, query)
+        case _:
+            assert_never(edit)
