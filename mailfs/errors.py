@@ -60,7 +60,7 @@ class EntryExists(MailfsError):
 class KeywordInUse(MailfsError):
     """Messages have this keyword already, so another cannot be renamed to it."""
 
-    errno = EEXIST
+    errno = EPERM  # EEXIST would make mv(1) speak of a file that is not there
     exit_code = EX_CANTCREAT
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from mailfs.cli.commands import Commands, Parser, add_command, add_query
@@ -65,9 +66,12 @@ def run_searches(arguments: argparse.Namespace, root: Path) -> int:
 def run_forget(arguments: argparse.Namespace, root: Path) -> int:
     from mailfs.store.store import Store
 
-    with (
-        Store.open(root) as store,
-        store.writer.transaction("forget", durable=True) as transaction,
-    ):
-        transaction.searches.forget(arguments.name)
+    with Store.open(root) as store:
+        search = store.index.search(arguments.name)
+        with store.writer.transaction("forget", durable=True) as transaction:
+            transaction.searches.forget(arguments.name)
+        for folder in (store.layout.sidecar, store.layout.spool):
+            left = folder / str(search.search_id)
+            if any(path.is_file() for path in left.rglob("*")):
+                print(f"mailfs: files of other programs stay in {left}", file=sys.stderr)
     return 0

@@ -1,5 +1,6 @@
 """Changes made through the mount: committed, then shown, in the order the kernel must hear of them."""
 
+import contextlib
 import logging
 import os
 import time
@@ -24,7 +25,9 @@ from mailfs.views.refresh import (
     evaluate,
     install,
     needs_evaluation,
+    other_names,
     refresh,
+    stop_lingering,
     sync_letters,
 )
 from mailfs.views.searches import SearchEdit
@@ -84,10 +87,11 @@ class Changes:
         self.sync_tree()
         directory = self.tree.directory(inode)
         if directory.view is not None and directory.holds_messages:
-            self._sync_letters(directory.view)
+            self.sync_letters(directory.view)
         return directory
 
-    def _sync_letters(self, view: View) -> None:
+    def sync_letters(self, view: View) -> None:
+        """Read a view's keywords file again, if it is another one now."""
         before = view.letters
         self.publish(sync_letters(self.tree, view))
         if view.letters is not before:
@@ -151,7 +155,11 @@ class Changes:
     async def edit_entry(self, edit: EntryEdit | Removal) -> None:
         """Commit an edit of a message in a view. If it stops matching by that, it lingers there."""
         if isinstance(edit, Removal):
+            lingers = edit.docid in edit.view.lingering
             await self.edit(edit)
+            if lingers:
+                self.publish(stop_lingering(self.tree, edit.view, edit.docid))
+            self.publish(other_names(self.tree, edit.docid))
             return
         view = edit.view
         view.use()
@@ -160,6 +168,8 @@ class Changes:
             await self.edit(edit)
         finally:
             view.being_edited.discard(edit.docid)
+        if edit.replaced is not None:
+            self.publish(other_names(self.tree, edit.replaced.docid))
 
     async def edit(self, edit: Edit | SearchEdit) -> None:
         """Commit an edit and show it. Without waiting when the writer lock is free, which it nearly always is."""
@@ -175,12 +185,31 @@ class Changes:
         docid = await self.blocking(commit_arrival, self.tree.store, arrival, EDIT_DEADLINE_S)
         self.is_dirty = True
         self.sync_tree()
+        if arrival.replaced is not None:
+            self.publish(other_names(self.tree, arrival.replaced.docid))
         return docid
 
     async def sync(self) -> None:
         """Make every commit so far survive power loss."""
         await self.blocking(self.tree.store.writer.sync)
 
+    async def sync_path(self, path: bytes) -> None:
+        """fsync of an ordinary file by its real path."""
+        await self.blocking(_sync_path, path)
+
+    async def sync_folder(self, folder: bytes) -> None:
+        """fsync of a real folder, if it has been made."""
+        with contextlib.suppress(FileNotFoundError):
+            await self.blocking(_sync_path, folder)
+
     async def sync_file(self, fd: int) -> None:
         """fsync of an ordinary file."""
         await self.blocking(os.fsync, fd)
+
+
+def _sync_path(path: bytes) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

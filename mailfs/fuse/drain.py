@@ -90,6 +90,15 @@ class Drain:
             lock.let_another_read()
         return await trio.to_thread.run_sync(function, *arguments)
 
+    def tick(self) -> None:
+        """Now and then: wake a parked worker while nobody reads.
+
+        The kernel may drop the connection between a worker's wake-up and its read, which then ends that worker without a
+        word; the next one finds out here.
+        """
+        for lock in self._locks:
+            lock.let_another_read()
+
     def _make_lock(self) -> ReaderLock:
         lock = ReaderLock(self)
         self._locks.append(lock)

@@ -1,6 +1,6 @@
 """Open files and directories, by file handle. Only for the thread that serves requests."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from mailfs.ids import Docid, Fh, Ino
@@ -65,21 +65,18 @@ class AliasEntry(NamedTuple):
     docid: Docid
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class DirectoryHandle:
     """An open directory: of the tree, or a client's own (None).
 
-    `entries` is what it held when it was opened, but for messages: directories, files, and links in tmp/.
+    `entries` is what it held when it was first read or rewound, but for messages.
     """
 
     directory: Directory | None
     place: Place
-    entries: tuple[Entry | FileEntry | AliasEntry, ...]
-
-    @property
-    def names(self) -> frozenset[bytes]:
-        """The names of `entries`."""
-        return frozenset(entry.name for entry in self.entries)
+    entries: tuple[Entry | FileEntry | AliasEntry, ...] = ()
+    # Names of these that have been told: one that has become a message since is not told again.
+    listed: set[bytes] = field(default_factory=set)
 
 
 class Handles:

@@ -55,11 +55,12 @@ class Session:
         for name, problem in self._tree.problems.items():
             log.warning("the search %s is not shown: %s", name, problem)
         self._notifier = Notifier()
+        self._drain: Drain | None = None
         blocking: Blocking = in_thread
         if options.is_drained:
-            drain = Drain()
-            drain.enable()
-            blocking = drain.blocking
+            self._drain = Drain()
+            self._drain.enable()
+            blocking = self._drain.blocking
         self._operations = Operations(self._tree, self._notifier, blocking)
         self._operations.ordinary.find_waiting()
 
@@ -147,6 +148,8 @@ class Session:
         synced_s = trio.current_time()
         while True:
             await trio.sleep(TICK_S)
+            if self._drain is not None:
+                self._drain.tick()
             try:
                 self._operations.changes.tick()
                 await self._operations.changes.evaluate_again()

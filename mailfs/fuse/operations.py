@@ -19,9 +19,10 @@ import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext
 
 from mailfs.errors import EditRefused, MailfsError, NotFound
-from mailfs.fuse.answers import CACHE_S, Answers
+from mailfs.fuse.answers import Answers
 from mailfs.fuse.changes import Blocking, Changes
-from mailfs.fuse.handles import AliasEntry, DirectoryHandle, Handles, MessageHandle
+from mailfs.fuse.handles import DirectoryHandle, Handles, MessageHandle
+from mailfs.fuse.listings import Listings
 from mailfs.fuse.notify import Notifier
 from mailfs.fuse.ordinary import OrdinaryFiles, is_hidden
 from mailfs.fuse.renames import Renames
@@ -29,26 +30,19 @@ from mailfs.ids import Docid, Fh, Ino
 from mailfs.store.records import FRAME_BYTES
 from mailfs.views.arrivals import plan_arrival, plan_link
 from mailfs.views.edits import plan_unlink
-from mailfs.views.files import FileEntry, is_file_ino
+from mailfs.views.files import is_file_ino
 from mailfs.views.searches import plan_mkdir, plan_remove_part, plan_rmdir
 from mailfs.views.tree import (
     Alias,
-    Attributes,
     Directory,
-    Entry,
     Kind,
     Tree,
     docid_of_or_none,
     message_ino,
 )
-from mailfs.views.view import View
 
 log = logging.getLogger(__name__)
 
-# `.` and `..` have the cookies 1 and 2; then comes all that is no message, with its place in the listing and
-# _OTHERS; then messages: entry `number` has docid * 256 + number.
-_NUMBERS = 256
-_OTHERS = 1 << 60
 # Up to this a message is put into the page cache while it is opened, and no READ follows.
 _STORE_BYTES = FRAME_BYTES // 2
 
@@ -102,11 +96,11 @@ class Operations(pyfuse3.Operations):
         self.changes = Changes(tree, notifier, blocking)
         self._answers = Answers()
         self.ordinary = OrdinaryFiles(self.changes, self.handles, self._answers)
+        self._listings = Listings(tree, self.ordinary, self._answers)
         self._renames = Renames(self.changes, self.ordinary)
         # Messages whose pages were put into the kernel, until it forgets the inode.
         self._stored: set[int] = set()
-        # The view listed last, and what a client that opens its messages in order will open next.
-        self._listed: View | None = None
+        # What a client that opens messages in the order of the last listing will open next.
         self._next_docid: Docid | None = None
         # One object, filled anew for every answer: pyfuse3 copies it before the next await.
         self._file_info = FileInfo(keep_cache=True)
@@ -141,7 +135,7 @@ class Operations(pyfuse3.Operations):
                     return self._message_answer(directory, name)
             docid = self.tree.alias_or_none(directory, name)
             if docid is not None:
-                return self._answers.not_kept(self._open_attributes(docid))
+                return self._answers.not_kept(self.tree.held_attributes(docid))
         found = self.ordinary.files.lookup_or_none(self.ordinary.place(parent_inode), name)
         if found is None:
             raise NotFound(f"no entry {name!r}")
@@ -157,12 +151,6 @@ class Operations(pyfuse3.Operations):
             raise NotFound(f"{name!r} is still to be made")
         return self._answers.not_kept(self.tree.directory_attributes(child))
 
-    def _open_attributes(self, docid: Docid) -> Attributes:
-        """Of a message some client holds, by an open file or a link in tmp/; it may have been expunged."""
-        if self.tree.names.know(docid):
-            return self.tree.message_attributes(docid)
-        return self.tree.expunged_attributes(docid)
-
     @handler
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
         if is_file_ino(inode):
@@ -172,7 +160,7 @@ class Operations(pyfuse3.Operations):
         if docid is not None:
             is_held = Ino(inode) in self.handles.open_counts or docid in self.tree.aliases.values()
             if is_held:
-                return self._answers.attributes(self._open_attributes(docid))
+                return self._answers.attributes(self.tree.held_attributes(docid))
             return self._answers.attributes(self.tree.message_attributes(docid))
         directory = self.tree.directory(inode)
         if directory.kind == Kind.CUR and directory.view is not None:
@@ -196,7 +184,14 @@ class Operations(pyfuse3.Operations):
             return self._directory_answer(self.tree.directory(inode))
         if fields.update_size:
             raise EditRefused("a message cannot be changed, only replaced")
-        return self._answers.attributes(self._open_attributes(docid))
+        return self._answers.attributes(self.tree.held_attributes(docid))
+
+    @handler
+    async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
+        """access(2). Not asked with default_permissions, where the kernel looks at the modes itself."""
+        if is_file_ino(inode) and self.ordinary.message_or_none(inode) is None:
+            return self.ordinary.is_allowed(inode, mode, is_root=ctx.uid == 0)
+        return docid_of_or_none(inode) is None or not mode & os.X_OK
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """Messages and views need no lookup counts: every inode number can be made a node again."""
@@ -211,9 +206,7 @@ class Operations(pyfuse3.Operations):
     @handler
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
         if is_file_ino(inode):
-            place = Ino(inode)
-            files = tuple(self.ordinary.files.entries(place))
-            return self.handles.open_directory(DirectoryHandle(None, place, files))
+            return self.handles.open_directory(DirectoryHandle(None, Ino(inode)))
         directory = self.changes.directory(inode)
         view = directory.view
         if view is not None and directory.holds_messages:
@@ -224,22 +217,7 @@ class Operations(pyfuse3.Operations):
             except BaseException:
                 view.open_handles -= 1
                 raise
-        area = self.tree.area(directory)
-        entries = (*self.tree.entries(directory), *self._others(directory))
-        return self.handles.open_directory(DirectoryHandle(directory, area, entries))
-
-    def _others(self, directory: Directory) -> list[FileEntry | AliasEntry]:
-        """Ordinary files, and links in tmp/. A directory of the tree hides a file of its name."""
-        others: list[FileEntry | AliasEntry] = [
-            entry
-            for entry in self.ordinary.files.entries(self.tree.area(directory))
-            if self.tree.child_or_none(directory, entry.name) is None
-        ]
-        if directory.kind == Kind.TMP:
-            for alias, docid in self.tree.aliases.items():
-                if alias.search_id == directory.search_id:
-                    others.append(AliasEntry(alias.name, docid))
-        return others
+        return self.handles.open_directory(DirectoryHandle(directory, self.tree.area(directory)))
 
     @handler
     async def releasedir(self, fh: int) -> None:
@@ -250,87 +228,7 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        handle = self.handles.directories[Fh(fh)]
-        directory = handle.directory
-        for cookie, name in ((1, b"."), (2, b"..")):
-            if start_id < cookie:
-                answer = self._dots_answer(handle, is_parent=cookie == 2)
-                if not pyfuse3.readdir_reply(token, name, answer, cookie):
-                    return
-        if not _NUMBERS <= start_id < _OTHERS:
-            for cookie, entry in enumerate(handle.entries, _OTHERS):
-                if cookie >= start_id and not self._reply_other(handle, entry, cookie + 1, token):
-                    return
-            start_id = 0
-        if directory is not None and directory.holds_messages:
-            self._listed = directory.view
-            self._reply_messages(handle, directory, start_id, token)
-
-    def _dots_answer(self, handle: DirectoryHandle, *, is_parent: bool) -> EntryAttributes:
-        directory = handle.directory
-        if directory is not None:
-            named = self.tree.parent(directory) if is_parent else directory
-            return self._directory_answer(named)
-        assert isinstance(handle.place, int)
-        place = self.ordinary.files.place_of(handle.place)[0] if is_parent else handle.place
-        if isinstance(place, int):
-            return self._answers.file(self.ordinary.files.attributes(Ino(place)))
-        above = self.tree.directory_of_area_or_none(place)
-        return self._directory_answer(self.tree.directory(1) if above is None else above)
-
-    def _reply_other(
-        self,
-        handle: DirectoryHandle,
-        entry: Entry | FileEntry | AliasEntry,
-        cookie: int,
-        token: pyfuse3.ReaddirToken,
-    ) -> bool:
-        if isinstance(entry, Entry):
-            answer = self._directory_answer(entry.directory)
-        elif isinstance(entry, AliasEntry):
-            answer = self._answers.not_kept(self._open_attributes(entry.docid))
-        else:
-            answer = self._answers.file(entry.attributes)
-        if not pyfuse3.readdir_reply(token, entry.name, answer, cookie):
-            return False
-        if isinstance(entry, FileEntry):
-            self.ordinary.files.count_listed(handle.place, entry)
-        return True
-
-    def _reply_messages(
-        self,
-        handle: DirectoryHandle,
-        directory: Directory,
-        start_id: int,
-        token: pyfuse3.ReaddirToken,
-    ) -> None:
-        """The hot loop: one reused object, the three fields that differ filled from the arrays.
-
-        A file that was taken in since it was listed is not listed again.
-        """
-        view = directory.view
-        assert view is not None
-        facts, entry, reply = self.tree.facts, self._answers.message_to_fill, pyfuse3.readdir_reply
-        size, received_ns, changed_ns = facts.size, facts.received_ns, facts.changed_ns
-        base_ino = message_ino(0)
-        is_plain = view.has_plain_names and not self.tree.aliases
-        entry.st_nlink = 1
-        entry.entry_timeout = CACHE_S
-        listed = handle.names
-        after, skip = divmod(start_id, _NUMBERS)
-        for docid, number, name in self.tree.iter_messages(directory, Docid(after), skip):
-            length = size[docid]
-            entry.st_ino = base_ino + docid
-            entry.st_size = length
-            entry.st_blocks = (length + 511) >> 9
-            entry.st_mtime_ns = entry.st_atime_ns = received_ns[docid]
-            entry.st_ctime_ns = changed_ns[docid]
-            if not is_plain:
-                entry.st_nlink = self.tree.link_count(Docid(docid))
-            if listed and name in listed:
-                continue
-            if not reply(token, name, entry, docid * _NUMBERS + number):
-                return
+        self._listings.reply(self.handles.directories[Fh(fh)], start_id, token)
 
     # --- open files
 
@@ -346,7 +244,8 @@ class Operations(pyfuse3.Operations):
         handle = MessageHandle(docid, Ino(inode), is_in_order=docid == self._next_docid)
         if not is_file_ino(inode):
             self._store_pages(docid)
-        self._next_docid = None if self._listed is None else self._listed.next_or_none(docid)
+        listed = self._listings.listed_view
+        self._next_docid = None if listed is None else listed.next_or_none(docid)
         self._file_info.fh = self.handles.open_message(handle)
         return self._file_info
 
@@ -417,6 +316,7 @@ class Operations(pyfuse3.Operations):
     async def link(
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext
     ) -> EntryAttributes:
+        await self.ordinary.settle_ino(inode)
         docid = docid_of_or_none(inode)
         if docid is None and is_file_ino(new_parent_inode):
             return self.ordinary.link(inode, new_parent_inode, new_name)
@@ -430,8 +330,10 @@ class Operations(pyfuse3.Operations):
                 return self.ordinary.link(inode, new_parent_inode, new_name)
             if directory.kind != Kind.TMP or directory.search_id is None:
                 raise EditRefused("a message can be linked into tmp, cur and new only", errno.EXDEV)
-            self.tree.aliases[Alias(directory.search_id, new_name)] = docid
-            return self._answers.not_kept(self._open_attributes(docid))
+            self.tree.put_alias(Alias(directory.search_id, new_name), docid)
+            return self._answers.not_kept(self.tree.held_attributes(docid))
+        if docid is None and not self.ordinary.files.attributes(Ino(inode)).stat.st_size:
+            return self.ordinary.link(inode, new_parent_inode, new_name)  # not yet a message
         if docid is None:
             docid = await self._link_file(Ino(inode), directory, new_name)
         else:
@@ -443,14 +345,20 @@ class Operations(pyfuse3.Operations):
         return self._message_answer(directory, new_name)
 
     async def _link_file(self, ino: Ino, directory: Directory, name: bytes) -> Docid:
-        source = self.ordinary.spooled(*self.ordinary.files.place_of(ino))
+        place, source_name = self.ordinary.files.place_of(ino)
+        source = self.ordinary.spooled(place, source_name)
         if source is None:
             raise EditRefused("only a regular file can become a message")
         if self.ordinary.has(self.tree.area(directory), name):
             raise EditRefused(f"{name!r} is there already", errno.EEXIST)
         arrival = plan_arrival(self.tree, source, directory, name, is_exclusive=True)
-        docid = await self.changes.arrive(arrival)
-        self.ordinary.linked(source, docid)
+        # A name in tmp/ is a name of the message from now on; any other file is a client's own, and stays.
+        alias = self.ordinary.alias_of(place, source_name)
+        docid = await self.ordinary.deliver(
+            arrival, source, place, source_name, is_kept=alias is None
+        )
+        if alias is not None:
+            self.tree.put_alias(alias, docid)
         return docid
 
     @handler
@@ -507,7 +415,7 @@ class Operations(pyfuse3.Operations):
                 return
             if self.tree.alias_or_none(directory, name) is not None:
                 assert directory.search_id is not None
-                del self.tree.aliases[Alias(directory.search_id, name)]
+                self.tree.drop_alias(Alias(directory.search_id, name))
                 return
         self.ordinary.unlink(parent_inode, name)
 
@@ -543,7 +451,7 @@ class Operations(pyfuse3.Operations):
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         handle = self.handles.directories[Fh(fh)]
         await self.changes.sync()
-        await self.changes.blocking(self.ordinary.files.sync_folder, handle.place)
+        await self.changes.sync_folder(self.ordinary.files.folder(handle.place))
 
     @handler
     async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:

@@ -20,9 +20,10 @@ from mailfs.fuse.changes import EDIT_DEADLINE_S, Changes
 from mailfs.fuse.handles import FileHandle, Handles
 from mailfs.ids import Docid, Fh, Ino
 from mailfs.message.maildir import split_name
-from mailfs.views.arrivals import SpooledFile, plan_arrival
+from mailfs.views.arrivals import Arrival, SpooledFile, plan_arrival
 from mailfs.views.edits import check_base
 from mailfs.views.files import FileAttributes, Place, is_file_ino
+from mailfs.views.letters import KEYWORDS_FILE
 from mailfs.views.tree import Alias, Kind
 
 log = logging.getLogger(__name__)
@@ -46,8 +47,8 @@ class OrdinaryFiles:
         self.became: dict[Ino, Docid] = {}
         # Files in cur/ and new/ that are to be taken in when nobody writes them any more.
         self._waiting: set[tuple[Place, bytes]] = set()
-        # Files that are being taken in now, in a thread.
-        self._in_flight: dict[tuple[Place, bytes], threading.Event] = {}
+        # Files that are being made messages now, in a thread.
+        self._in_flight: dict[Ino, threading.Event] = {}
         # Another mount of the store may write the same file: its pages are dropped at each open.
         self._info = FileInfo(keep_cache=False)
 
@@ -82,6 +83,16 @@ class OrdinaryFiles:
         entry.st_ino = inode
         return entry
 
+    def is_allowed(self, inode: int, mode: int, *, is_root: bool) -> bool:
+        """What the mode of a file grants its owner, who is the only one here."""
+        found = self.files.attributes(Ino(inode)).stat
+        granted = found.st_mode >> 6 & 7
+        if is_root:
+            granted |= os.R_OK | os.W_OK | (os.X_OK if found.st_mode & 0o111 else 0)
+        if stat.S_ISDIR(found.st_mode) and is_root:
+            granted |= os.X_OK
+        return not mode & ~granted
+
     def set_attributes(
         self, inode: int, attr: EntryAttributes, fields: pyfuse3.SetattrFields, fh: int | None
     ) -> EntryAttributes:
@@ -109,8 +120,8 @@ class OrdinaryFiles:
 
     def forget(self, inode: int, count: int) -> None:
         """The kernel takes back lookups of a number."""
-        self.files.forget(Ino(inode), count)
-        self.became.pop(Ino(inode), None)
+        if not self.files.forget(Ino(inode), count):
+            self.became.pop(Ino(inode), None)
 
     # --- making files
 
@@ -177,7 +188,11 @@ class OrdinaryFiles:
         self.files.closed(handle.ino, handle.fd)
         os.close(handle.fd)
         if place_and_name is not None:
-            await self.take_in(*place_and_name)
+            place, name = place_and_name
+            directory = self._tree.directory_of_area_or_none(place)
+            if name == KEYWORDS_FILE and directory is not None and directory.view is not None:
+                self._changes.sync_letters(directory.view)
+            await self.take_in(place, name)
 
     # --- files that become messages
 
@@ -216,14 +231,12 @@ class OrdinaryFiles:
         except OSError as error:
             log.warning("a delivered file could not be removed: %s", error.strerror)
 
-    def linked(self, source: SpooledFile, docid: Docid) -> None:
-        """A file has been linked into a view: its name in a tmp/ is a name of the message from now on."""
-        place, name = self.files.place_of(source.ino)
+    def alias_of(self, place: Place, name: bytes) -> Alias | None:
+        """What a name of a file becomes when the file is linked into a view: in tmp/, a name of the message."""
         directory = self._tree.directory_of_area_or_none(place)
         if directory is None or directory.kind != Kind.TMP or directory.search_id is None:
-            return
-        self.delivered(source, place, name, docid)
-        self._tree.aliases[Alias(directory.search_id, name)] = docid
+            return None
+        return Alias(directory.search_id, name)
 
     async def take_in(self, place: Place, name: bytes) -> None:
         """A file that was written directly into cur/ or new/ becomes a message when nobody writes it any more.
@@ -233,8 +246,6 @@ class OrdinaryFiles:
         directory = self._tree.directory_of_area_or_none(place)
         if directory is None or not directory.holds_messages or is_hidden(name):
             return
-        if (place, name) in self._in_flight:
-            return
         try:
             source = self.spooled(place, name)
             if source is None or not self.size(source):
@@ -243,30 +254,51 @@ class OrdinaryFiles:
             return
         if self.files.is_open_for_writing(source.ino):
             return  # its own release will come
+        if source.ino in self._in_flight:
+            return  # being delivered under another name
         arrival = plan_arrival(
             self._tree, source, directory, name, is_exclusive=False, is_lenient=True
         )
-        taken = self._in_flight[place, name] = threading.Event()
         try:
-            docid = await self._changes.arrive(arrival)
+            await self.deliver(arrival, source, place, name, is_kept=False)
         except EditRefused as error:
             # It stays where it is, an ordinary file; nothing is lost.
             self._changes.explain("taking in", error)
         except MailfsError as error:
             self._changes.explain("taking in", error)
             self._waiting.add((place, name))
-        else:
-            self.delivered(source, place, name, docid)
+
+    async def deliver(
+        self, arrival: Arrival, source: SpooledFile, place: Place, name: bytes, *, is_kept: bool
+    ) -> Docid:
+        """Make a message of a file; one at a time for each file. Unless `is_kept`, the file goes."""
+        taken = self._in_flight[source.ino] = threading.Event()
+        try:
+            docid = await self._changes.arrive(arrival)
+            if not is_kept:
+                self.delivered(source, place, name, docid)
         finally:
-            del self._in_flight[place, name]
+            del self._in_flight[source.ino]
             taken.set()
+        return docid
 
     async def settle(self, inode: int, name: bytes) -> None:
-        """Wait for a file that is being taken in: its close(2) came before what is asked now."""
-        if self._in_flight and not is_file_ino(inode):
-            taken = self._in_flight.get((self.place(inode), name))
-            if taken is not None:
-                await self._changes.blocking(taken.wait, EDIT_DEADLINE_S)
+        """Wait for a file that is being made a message: its close(2) came before what is asked now."""
+        while self._in_flight:
+            found = self.files.lookup_or_none(self.place(inode), name)
+            if found is None:
+                return
+            self.files.forget(found.ino)
+            taken = self._in_flight.get(found.ino)
+            if taken is None:
+                return
+            await self._changes.blocking(taken.wait, EDIT_DEADLINE_S)
+
+    async def settle_ino(self, inode: int) -> None:
+        """The same for a file known by its number."""
+        taken = self._in_flight.get(Ino(inode))
+        if taken is not None:
+            await self._changes.blocking(taken.wait, EDIT_DEADLINE_S)
 
     def find_waiting(self) -> None:
         """Files a mount that ended left in cur/ and new/: they wait to be taken in."""
@@ -318,9 +350,10 @@ class OrdinaryFiles:
         self.touch(parent)
 
     def touch(self, parent: int) -> None:
-        """Names were made or removed in a directory: cur/ and new/ show that by their mtime, whatever it was."""
+        """Names were made or removed in a directory: its mtime moves, finer than the disk's clock does."""
         if is_file_ino(parent):
             return
         directory = self._tree.directory(parent)
-        if directory.view is not None and directory.holds_messages:
-            directory.view.touch(in_new=directory.kind == Kind.NEW)
+        self._tree.touch(directory)
+        if directory.view is not None and directory.kind == Kind.VIEW:
+            self._changes.sync_letters(directory.view)

@@ -54,17 +54,19 @@ class Renames:
                     directory, name, docid, new_directory, new_name, is_exclusive
                 )
                 return
-        if new_directory is not None and await self._deliver(
-            parent, name, new_directory, new_name, is_exclusive
-        ):
-            return
-        self._rename_file(parent, name, new_parent, new_name, flags)
+        if new_directory is None or not _takes_messages(new_directory, new_name):
+            self._rename_file(parent, name, new_parent, new_name, flags)
+        elif not await self._deliver(parent, name, new_directory, new_name, is_exclusive):
+            self._rename_file(parent, name, new_parent, new_name, flags)
+            await self._changes.sync_folder(self._tree.area(new_directory))
 
     async def _rename_directory(
         self, directory: Directory, new_parent: Directory | None, new_name: bytes
     ) -> None:
         if new_parent is None:
             raise EditRefused("a view cannot be put into an ordinary directory")
+        if self._ordinary.has(self._tree.area(new_parent), new_name):
+            raise EditRefused(f"an ordinary {new_name!r} is there already", errno.ENOTEMPTY)
         await self._changes.edit(plan_rename_directory(self._tree, directory, new_parent, new_name))
 
     async def _rename_message(
@@ -128,10 +130,10 @@ class Renames:
             assert new_directory.search_id is not None
             self._check_free(new_directory, new_name, is_exclusive)
             self._give_way(new_directory, new_name)
-            tree.aliases[Alias(new_directory.search_id, new_name)] = docid
+            tree.put_alias(Alias(new_directory.search_id, new_name), docid)
         else:
             raise EditRefused("a message can be linked into tmp, cur and new only", errno.EXDEV)
-        tree.aliases.pop(Alias(directory.search_id, name), None)
+        tree.drop_alias(Alias(directory.search_id, name))
 
     def _check_free(self, directory: Directory, name: bytes, is_exclusive: bool) -> None:
         """Raises EditRefused where an ordinary file has the name and must not be replaced."""
@@ -153,21 +155,25 @@ class Renames:
         is_exclusive: bool,
     ) -> bool:
         """Whether the rename was a delivery."""
-        if not _takes_messages(new_directory, new_name):
-            return False
         place = self._ordinary.place(parent)
         source = self._ordinary.spooled(place, name)
         if source is None:
             raise EditRefused("only a regular file can become a message")
-        above = self._tree.directory_of_area_or_none(place)
-        if above is not None and above.holds_messages and not self._ordinary.size(source):
-            return False  # still empty, so not yet a message
+        is_taken = self._tree.find_message_or_none(new_directory, new_name) is not None
+        if not self._ordinary.size(source):
+            if is_taken:
+                raise EditRefused("an empty file cannot replace a message")
+            # Not yet a message: mblaze's mcom reserves a name in cur/ like this, and writes there afterwards.
+            return False
+        if self._ordinary.files.is_open_for_writing(source.ino) and not is_taken:
+            # Not whole yet. What has been written survives power loss as an acknowledged delivery does.
+            await self._changes.sync_path(source.path)
+            return False
         self._check_free(new_directory, new_name, is_exclusive)
         arrival = plan_arrival(
             self._tree, source, new_directory, new_name, is_exclusive=is_exclusive
         )
-        docid = await self._changes.arrive(arrival)
-        self._ordinary.delivered(source, place, name, docid)
+        docid = await self._ordinary.deliver(arrival, source, place, name, is_kept=False)
         if (place, name) != (self._tree.area(new_directory), new_name):
             self._give_way(new_directory, new_name)
         self._take_back(new_directory, new_name, docid)
@@ -185,7 +191,7 @@ class Renames:
         if not is_file_ino(new_parent):
             directory = self._tree.directory(new_parent)
             if directory.kind == Kind.TMP and directory.search_id is not None:
-                self._tree.aliases.pop(Alias(directory.search_id, new_name), None)
+                self._tree.drop_alias(Alias(directory.search_id, new_name))
         self._ordinary.files.rename(place, name, new_place, new_name, flags)
         self._ordinary.touch(parent)
         self._ordinary.touch(new_parent)

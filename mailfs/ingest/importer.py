@@ -193,6 +193,8 @@ def search_name_for_folder(folder: str) -> str:
     parts = []
     for part in folder.split("/"):
         clean = "".join(sign if sign.isprintable() else "_" for sign in part)
-        clean = clean.encode(errors="replace")[:200].decode(errors="ignore").strip() or "_"
-        parts.append(f"{clean}_" if clean in ("cur", "new", "tmp", ".", "..", ".mailfs") else clean)
+        clean = clean.encode(errors="replace")[:200].decode(errors="ignore").strip()
+        # In the mount a name that begins with a dot is an ordinary directory's.
+        clean = f"_{clean.lstrip('.')}" if clean.startswith(".") else clean or "_"
+        parts.append(f"{clean}_" if clean in ("cur", "new", "tmp") else clean)
     return check_search_name("/".join(parts))

@@ -57,6 +57,9 @@ _SYNONYMS: dict[str, Keyword] = {
 # No keyword, though notmuch has a tag of that name: it is the absence of $seen, also in queries.
 UNREAD = "unread"
 
+# What mail programs note of a message by themselves, in IMAP keywords without `$` (Thunderbird and others).
+_MARKS = frozenset({Keyword("junk"), Keyword("nonjunk"), Keyword("notjunk")})
+
 MAX_KEYWORD_CHARS = 200
 # RFC 9051 atom-specials, and what the query language and file names need for themselves.
 _FORBIDDEN = frozenset('(){}*%"\\]')
@@ -86,6 +89,14 @@ def parse_keyword(word: str) -> Keyword:
     if text[0] in "-+":
         raise BadKeyword(f"a keyword cannot begin with {text[0]!r}: {word[:60]!r}")
     return Keyword(text)
+
+
+def is_mark(keyword: Keyword) -> bool:
+    """Whether a user's own keyword only says something of a message: `$label1`, `nonjunk`.
+
+    Any other one is a link: it holds the message as a directory entry holds a file.
+    """
+    return keyword.startswith("$") or keyword in _MARKS
 
 
 def keyword_for_folder(name: str) -> Keyword:

@@ -4,8 +4,8 @@ import errno
 
 from mailfs.errors import EditRefused
 
-# A Maildir's own three folders cannot be views, and .mailfs is where the mount keeps its controls.
-RESERVED = frozenset({"cur", "new", "tmp", ".mailfs"})
+# A Maildir's own three folders cannot be views.
+RESERVED = frozenset({"cur", "new", "tmp"})
 MAX_COMPONENT_BYTES = 255
 MAX_NAME_BYTES = 1024
 
@@ -23,6 +23,8 @@ def check_search_name(name: str) -> str:
             raise EditRefused(f"a search's name is a relative path: {name!r}", errno.EINVAL)
         if component in RESERVED:
             raise EditRefused(f"{component!r} cannot be part of a search's name: {name!r}")
+        if component.startswith("."):
+            raise EditRefused(f"a name that begins with a dot is no search's: {name!r}")
         if not component.isprintable():
             raise EditRefused(f"a search's name has no control signs: {name!r}", errno.EINVAL)
         if len(component.encode()) > MAX_COMPONENT_BYTES:

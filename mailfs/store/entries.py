@@ -86,6 +86,16 @@ class EntryRows:
         self._sql.execute("DELETE FROM entry WHERE docid = ?", (docid,))
         self._stamp_if_changed(docid)
 
+    def remove_letter(self, docid: Docid, letter: bytes) -> None:
+        """Take a letter out of the own letters of all of a message's rows."""
+        self._sql.execute(
+            "UPDATE entry SET extra = CAST(replace(extra, ?, '') AS BLOB) "
+            "WHERE docid = ? AND instr(extra, ?)",
+            (letter.decode(), docid, letter),
+        )
+        if self._sql.changes():
+            self._stamp.put_on(docid)
+
     def copies(self, docid: Docid) -> frozenset[SearchId]:
         """The searches in whose views a client made a copy of this message."""
         return frozenset(
@@ -103,13 +113,10 @@ class EntryRows:
     def forget_stale(self, pairs: Iterable[tuple[SearchId, Docid]]) -> None:
         """Drop the names of messages that are not in these views any more.
 
-        Nobody was shown them, so no message is stamped and no modseq taken.
+        The messages are stamped: to a reader of another mount one may linger there under such a name.
         """
         for search_id, docid in pairs:
-            self._sql.execute(
-                "DELETE FROM entry WHERE docid = ? AND search_id = ?", (docid, search_id)
-            )
-            self._stamp.must_commit |= self._sql.changes() > 0
+            self.remove_all(search_id, docid)
 
     def _stamp_if_changed(self, docid: Docid) -> None:
         if self._sql.changes():

@@ -40,6 +40,22 @@ class SearchRows:
             self.save(name, query)
         return taken is None or taken[0] == query
 
+    def query(self, search_id: SearchId) -> str:
+        """The query of a search by its number. Raises NoSuchSearch."""
+        row = self._sql.execute(
+            "SELECT query FROM search WHERE search_id = ?", (search_id,)
+        ).fetchone()
+        if row is None:
+            raise NoSuchSearch(f"no saved search has number {search_id}")
+        return str(row[0])
+
+    def queries(self) -> dict[str, str]:
+        """The query of every search, by name."""
+        return {
+            str(name): str(query)
+            for name, query in self._sql.execute("SELECT name, query FROM search ORDER BY name")
+        }
+
     def forget(self, name: str) -> None:
         """Forget a search and the names chosen in its view, never a message. Raises NoSuchSearch.
 

@@ -238,6 +238,9 @@ class Transaction:
             return False
         self._sql.execute("UPDATE message SET flags = ? WHERE docid = ?", (flags, docid))
         self._stamp.put_on(docid)
+        if before & ~flags & DELETED_BY_ENTRY:
+            # Said of the message itself now, or of nothing: an entry's old T must not come back with a later one.
+            self.entries.remove_letter(docid, DELETED_LETTER)
         return True
 
     def edit_keywords(

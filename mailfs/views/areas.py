@@ -45,7 +45,8 @@ def make_area(area: Area) -> None:
         missing.append(path)
         path = os.path.dirname(path)
     for path in reversed(missing):
-        os.mkdir(path, 0o700)
+        with contextlib.suppress(FileExistsError):  # another mount of the store was faster
+            os.mkdir(path, 0o700)
         os.chmod(path, 0o700)  # whatever the umask took away
         sync_directory(Path(os.fsdecode(os.path.dirname(path))))
 

@@ -2,39 +2,35 @@
 
 Entering makes the view's query true: keywords it names are put on or taken off, flags it names set or cleared; then
 the query is asked, inside the transaction, and a message that would not be shown is refused, the file still where it
-was. A message whose bytes are known is not stored again: it gets one more entry, the union of the flags, and stands in
-new/ or cur/ where it was put last. One that was expunged comes back as if new.
+was. A message whose bytes are known is not stored again: it gets one more entry and the union of the flags, and does
+not go back to new/. One that was expunged comes back as if new.
 """
 
 import errno
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mailfs.errors import EditRefused, NoSuchMessage, NotFound
-from mailfs.ids import Docid, Ino, SearchId
+from mailfs.ids import Docid, Ino
 from mailfs.message.keywords import DELETED, DELETED_BY_ENTRY, LETTER_BITS, RECENT
-from mailfs.message.maildir import ChosenName, Form, form_of, parse_base_or_none, split_name
-from mailfs.search.query import parse_query
-from mailfs.search.tree import flag_rule, label_rule
+from mailfs.message.maildir import ChosenName, Form, form_of, split_name
+from mailfs.search.tree import flag_rule
 from mailfs.store.prepare import NewMessage, prepare_file
 from mailfs.store.store import Store
 from mailfs.store.transaction import Outcome, Transaction
 from mailfs.store.writer import DEFAULT_DEADLINE_S
 from mailfs.views.edits import (
-    EntryEdit,
     Removal,
     check_base,
     plan_removal,
     plan_replacement,
-    put_names,
-    replace_message,
+    remove_entry,
     with_deleted,
 )
+from mailfs.views.entries import ViewEntries
 from mailfs.views.letters import Meaning
 from mailfs.views.tree import Directory, Kind, Tree
-
-# Entries of one message in one view: a listing numbers them in eight bits.
-MAX_NAMES = 200
+from mailfs.views.view import View
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,19 +56,19 @@ class Arrival:
     departure   what it leaves in the same transaction: a label view, or one of its names
     replaced    whose name it takes, as rename(2) over an existing name
     is_lenient  a name that belongs to another message is replaced by the canonical one
+    is_move     mv: the client renames the message itself, as within a view
     """
 
     source: SpooledFile | StoredMessage
-    search_id: SearchId
-    view_name: str
-    query: str
+    view: View
     base: bytes
     meaning: Meaning
     form: Form
     in_new: bool
-    departure: Removal | EntryEdit | None = None
-    replaced: Removal | EntryEdit | None = None
+    departure: Removal | None = None
+    replaced: Removal | None = None
     is_lenient: bool = False
+    is_move: bool = False
 
     @property
     def is_durable(self) -> bool:
@@ -88,7 +84,7 @@ def plan_arrival(
     *,
     is_exclusive: bool,
     is_lenient: bool = False,
-    departure: Removal | EntryEdit | None = None,
+    departure: Removal | None = None,
 ) -> Arrival:
     """A file or message gets this name in cur/ or new/. Raises EditRefused (EEXIST, ENAMETOOLONG)."""
     view = directory.view
@@ -103,9 +99,7 @@ def plan_arrival(
     in_new = directory.kind == Kind.NEW
     return Arrival(
         source=source,
-        search_id=view.search.search_id,
-        view_name=view.search.name,
-        query=view.search.query,
+        view=view,
         base=base,
         meaning=view.letters.meaning(letters or b""),
         form=form_of(letters, in_new=in_new),
@@ -129,13 +123,10 @@ def plan_move(
     found = tree.find_message(directory, name)
     view = directory.view
     assert view is not None
-    departure: Removal | EntryEdit | None = None
-    others = tuple(row for row in tree.names.rows(view, found.docid) if row != found.entry)
-    if others:
-        departure = EntryEdit(found.docid, view, names=others)
-    elif view.rule is not None or view.search.on_rm:
-        departure = plan_removal(tree, view, found.docid)
-    return plan_arrival(
+    departure = None
+    if view.rule is not None or view.search.on_rm or len(tree.names.rows(view, found.docid)) > 1:
+        departure = plan_removal(tree, view, found.docid, found.entry)
+    arrival = plan_arrival(
         tree,
         StoredMessage(found.docid),
         new_directory,
@@ -143,6 +134,7 @@ def plan_move(
         is_exclusive=is_exclusive,
         departure=departure,
     )
+    return replace(arrival, is_move=True)
 
 
 def commit_arrival(store: Store, arrival: Arrival, deadline_s: float = DEFAULT_DEADLINE_S) -> Docid:
@@ -178,28 +170,21 @@ class _Entering:
     def __init__(self, tx: Transaction, arrival: Arrival) -> None:
         self._tx = tx
         self._arrival = arrival
-        self._query = parse_query(arrival.query)
+        self._entries = ViewEntries(tx, arrival.view)
 
     def run(self, new: NewMessage | None) -> Docid:
-        tx, arrival = self._tx, self._arrival
+        arrival, entries = self._arrival, self._entries
         docid, is_new = self._take(new)
-        had_entry = not is_new and self._is_shown(docid)
         names: set[ChosenName] = set()
-        if had_entry:  # rows of a message that has left are of the past
-            names = set(tx.entries.names(arrival.search_id, docid))
-            names = names or {ChosenName(tx.base_of(docid))}
+        if not is_new and entries.is_shown(
+            docid
+        ):  # rows of a message that has left are of the past
+            names = entries.names(docid)
         self._free_name(docid)
         self._leave(docid)
         self._enter(docid, is_new=is_new)
-        is_moved = arrival.departure is not None
-        names |= self._new_name(docid, is_copy=not is_new and not is_moved, names=names)
-        if len(names) > MAX_NAMES:
-            raise EditRefused(
-                f"{arrival.view_name} has {MAX_NAMES} copies of this message", errno.EMLINK
-            )
-        canonical = {ChosenName(tx.base_of(docid))}
-        put_names(tx, arrival.search_id, docid, () if names == canonical else tuple(sorted(names)))
-        tx.settle_deleted(docid)
+        is_copy = not is_new and arrival.departure is None
+        entries.put(docid, self._with_new_name(docid, names, is_copy=is_copy))
         return docid
 
     def _take(self, new: NewMessage | None) -> tuple[Docid, bool]:
@@ -218,81 +203,75 @@ class _Entering:
         tx.revive(source.docid)
         return source.docid, True
 
-    def _is_shown(self, docid: Docid) -> bool:
-        return self._tx.is_live(docid) and self._tx.matches(self._query, docid)
-
-    def _owner_or_none(self, docid: Docid) -> Docid | None:
-        """Another message that has this name in the view: by a row, or because it is its canonical one."""
-        tx, arrival = self._tx, self._arrival
-        owner = tx.entries.docid_or_none(arrival.search_id, arrival.base)
-        if owner is not None and not self._is_shown(owner):
-            tx.entries.remove(arrival.search_id, arrival.base)  # of a message that has left
-            owner = None
-        if owner is None:
-            parsed = parse_base_or_none(arrival.base)
-            if (
-                parsed is not None
-                and tx.is_live(parsed.docid)
-                and tx.base_of(parsed.docid) == arrival.base
-                and not tx.entries.names(arrival.search_id, parsed.docid)
-                and self._is_shown(parsed.docid)
-            ):
-                owner = parsed.docid
-        return None if owner == docid else owner
-
     def _free_name(self, docid: Docid) -> None:
         """Take the name from whom it may be taken. What a replaced message loses by it, the new one gets."""
         tx, replaced = self._tx, self._arrival.replaced
-        owner = self._owner_or_none(docid)
-        if owner is None or self._arrival.is_lenient:
-            return
-        if replaced is None or replaced.docid != owner:
+        if replaced is not None and replaced.docid != docid and tx.is_live(replaced.docid):
+            before = tx.keywords(replaced.docid)
+            remove_entry(tx, replaced)
+            is_live = tx.is_live(replaced.docid)
+            tx.edit_keywords(docid, before - tx.keywords(replaced.docid) if is_live else before)
+        owner = self._entries.owner_or_none(self._arrival.base)
+        may_be = (None, docid, None if replaced is None else replaced.docid)
+        if owner not in may_be and not self._arrival.is_lenient:
             raise EditRefused(
                 f"{self._arrival.base!r} is the name of another message", errno.EEXIST
             )
-        before = tx.keywords(owner)
-        replace_message(tx, replaced)
-        lost = before if not tx.is_live(owner) else before - tx.keywords(owner)
-        tx.edit_keywords(docid, add=lost)
 
     def _leave(self, docid: Docid) -> None:
-        tx, departure = self._tx, self._arrival.departure
-        if isinstance(departure, EntryEdit) and departure.names is not None:
-            put_names(tx, departure.view.search.search_id, docid, departure.names)
-        elif isinstance(departure, Removal):
-            tx.entries.remove_all(departure.search_id, docid)
-            tx.edit_keywords(docid, remove=departure.keywords)
+        """mv out of a view: the entry goes, and with the last one what held the message there."""
+        departure = self._arrival.departure
+        if departure is not None and ViewEntries(self._tx, departure.view).drop(
+            docid, departure.base
+        ):
+            self._tx.edit_keywords(docid, remove=departure.keywords)
 
     def _enter(self, docid: Docid, *, is_new: bool) -> None:
-        tx, arrival = self._tx, self._arrival
-        labels, flags = label_rule(self._query), flag_rule(self._query)
-        add = arrival.meaning.flags | (RECENT if arrival.in_new else 0)
-        if add & DELETED:
-            add |= DELETED_BY_ENTRY
-        remove = 0 if arrival.in_new else RECENT
+        tx, arrival, view = self._tx, self._arrival, self._arrival.view
+        flags = flag_rule(view.query)
+        add, remove = arrival.meaning.flags & ~DELETED, 0
+        if not arrival.in_new:
+            remove |= RECENT
+        elif is_new or arrival.is_move:
+            # A copy of a known message does not take it back to new/: who is listing new/ and then cur/ of some
+            # view would miss it, and a synchroniser take it for expunged.
+            add |= RECENT
+        if self._is_marked:
+            add |= DELETED | DELETED_BY_ENTRY
+            if tx.flags(docid) & DELETED and not tx.flags(docid) & DELETED_BY_ENTRY:
+                add &= ~DELETED_BY_ENTRY  # said of the message itself
         if arrival.departure is not None and not is_new:
             # The same file under a new name: its letters are the flags, as in a rename.
             remove |= LETTER_BITS & ~arrival.meaning.flags & ~DELETED
         tx.edit_flags(docid, (add | flags.sets) & ~flags.clears, remove | flags.clears)
-        if labels is not None:
-            tx.edit_keywords(docid, labels.adds, labels.removes)
+        if view.rule is not None:
+            tx.edit_keywords(docid, view.rule.adds, view.rule.removes)
         tx.edit_keywords(docid, arrival.meaning.keywords)
-        if not self._is_shown(docid):
+        if not self._entries.is_shown(docid):
             raise EditRefused(
-                f"{arrival.view_name} ({arrival.query}) would not show this message, so it is not taken in"
+                f"{view.search.name} ({view.search.query}) would not show this message, "
+                "so it is not taken in"
             )
 
-    def _new_name(self, docid: Docid, *, is_copy: bool, names: set[ChosenName]) -> set[ChosenName]:
+    @property
+    def _is_marked(self) -> bool:
+        return bool(self._arrival.meaning.flags & DELETED)
+
+    def _with_new_name(
+        self, docid: Docid, names: set[ChosenName], *, is_copy: bool
+    ) -> set[ChosenName]:
         arrival = self._arrival
-        if arrival.is_lenient and self._owner_or_none(docid) is not None:
-            return set() if names else {ChosenName(self._tx.base_of(docid))}
-        same = [name for name in names if name.base == arrival.base]
-        if same:
-            return set()
+        owner = self._entries.owner_or_none(arrival.base)
+        if arrival.is_lenient and owner not in (None, docid):
+            return names or {ChosenName(self._tx.base_of(docid))}
+        for name in names:
+            if name.base == arrival.base:
+                extra = with_deleted(name.extra) if self._is_marked else name.extra
+                return names - {name} | {name._replace(extra=extra)}
         extra = arrival.meaning.extra
-        if arrival.meaning.flags & DELETED:
+        if self._is_marked:
             extra = with_deleted(extra)
-        return {ChosenName(arrival.base, extra, arrival.form, is_copy)}
+        return names | {ChosenName(arrival.base, extra, arrival.form, is_copy)}
 
 
 def plan_link(

@@ -8,19 +8,23 @@ off, and with its last keyword the message is expunged, as a file with its last 
 a client made a copy of the message in another view before: a copy outlives what it was copied from.
 """
 
+import contextlib
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import assert_never
 
-from mailfs.errors import EditRefused
-from mailfs.ids import Docid, Keyword, SearchId
-from mailfs.message.keywords import DELETED, DELETED_BY_ENTRY, DELETED_LETTER, RECENT
+from mailfs.errors import EditRefused, QuerySyntaxError
+from mailfs.ids import Docid, Keyword
+from mailfs.message.keywords import DELETED, DELETED_BY_ENTRY, DELETED_LETTER, RECENT, is_mark
 from mailfs.message.maildir import MAX_NAME_BYTES, ChosenName, form_of, split_name
+from mailfs.search.query import parse_query
+from mailfs.search.tree import Query, label_rule
 from mailfs.store.store import Store
 from mailfs.store.transaction import Transaction
 from mailfs.store.writer import DEFAULT_DEADLINE_S
+from mailfs.views.entries import ViewEntries
 from mailfs.views.names import read_chosen
 from mailfs.views.searches import SearchEdit, commit_search
 from mailfs.views.tree import Directory, Kind, Tree
@@ -32,9 +36,9 @@ MAX_BASE_BYTES = MAX_NAME_BYTES - len(b":2,DFPRSTab")
 
 @dataclass(frozen=True, slots=True)
 class EntryEdit:
-    """Change one message as one view shows it: bits, its own keywords, and its names there.
+    """Change one message as one view shows it: bits, its own keywords, and one of its names there.
 
-    `names` are all of them afterwards, () for the canonical one; None where they stay as they are.
+    `base` says which entry gets `name`; None where its name stays.
     """
 
     docid: Docid
@@ -43,8 +47,9 @@ class EntryEdit:
     remove: int = 0
     add_keywords: frozenset[Keyword] = frozenset()
     remove_keywords: frozenset[Keyword] = frozenset()
-    names: tuple[ChosenName, ...] | None = None
-    replaced: "Removal | EntryEdit | None" = None
+    base: bytes | None = None
+    name: ChosenName | None = None
+    replaced: "Removal | None" = None
 
 
 class Leaving(Enum):
@@ -58,17 +63,17 @@ class Leaving(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """Take a message out of a view.
-
-    `kept`: a client has made a copy in another view, which these keywords hold there, so nothing is
-    expunged; None where there is no copy.
-    """
+    """Take an entry of a message out of a view; with the last one the message leaves it."""
 
     docid: Docid
-    search_id: SearchId
+    view: View
+    base: bytes
     leaving: Leaving
-    keywords: frozenset[Keyword]
-    kept: frozenset[Keyword] | None = None
+
+    @property
+    def keywords(self) -> frozenset[Keyword]:
+        """What leaving this view takes off."""
+        return frozenset() if self.view.rule is None else self.view.rule.adds
 
 
 Edit = EntryEdit | Removal | SearchEdit
@@ -97,11 +102,14 @@ def plan_rename(
     replaced = plan_replacement(
         tree, new_directory, new_name, found.docid, is_exclusive=is_exclusive
     )
+    # Letters are compared, not what they mean: $forwarded may have two, P and one of Dovecot's, who takes off its own.
     # What an entry has for itself was not said of the message: a letter may have got its meaning since.
-    before = view.letters.meaning(bytes(set(found.letters) - set(found.entry.extra)))
+    before_letters = set(found.letters) - set(found.entry.extra)
+    before = view.letters.meaning(bytes(before_letters - set(letters or b"")))
+    added = view.letters.meaning(bytes(set(letters or b"") - before_letters))
     after = view.letters.meaning(letters or b"")
     flags = tree.facts.flags_of(found.docid)
-    add, remove = after.flags & ~before.flags, before.flags & ~after.flags
+    add, remove = added.flags, before.flags & ~added.flags
     extra = after.extra
     is_ours = DELETED_LETTER in found.entry.extra
     if add & DELETED or (is_ours and after.flags & DELETED):
@@ -112,20 +120,19 @@ def plan_rename(
     if in_new != bool(flags & RECENT):
         add, remove = (add | RECENT, remove) if in_new else (add, remove | RECENT)
     row = ChosenName(base, extra, form_of(letters, in_new=in_new), found.entry.is_copy)
-    rows = tree.names.rows(view, found.docid)
-    others = [each for each in rows if each.base not in (found.entry.base, base)]
-    names = tree.names.normalised(found.docid, (*others, row))
+    is_renamed = row != found.entry
     edit = EntryEdit(
         found.docid,
         view,
         add,
         remove,
-        after.keywords - before.keywords,
-        before.keywords - after.keywords,
-        None if names == rows else names,
+        added.keywords,
+        before.keywords - added.keywords,
+        found.entry.base if is_renamed else None,
+        row if is_renamed else None,
         replaced,
     )
-    is_change = names != rows or edit.replaced is not None or _changes_message(edit, flags)
+    is_change = is_renamed or replaced is not None or _changes_message(edit, flags)
     return edit if is_change else None
 
 
@@ -146,32 +153,25 @@ def plan_meanings(tree: Tree, view: View) -> list[EntryEdit]:
     chosen = view.chosen
     if not view.is_loaded:
         chosen = read_chosen(tree.store.index, view.search.search_id)
-    edits = []
-    for docid, rows in chosen.items():
-        letters = b"".join(row.extra for row in rows)
-        if meant.isdisjoint(letters) or not tree.names.know(docid):
-            continue
-        after = view.letters.meaning(letters)
-        names = (
-            row._replace(extra=bytes(each for each in row.extra if each not in meant))
-            for row in rows
+    return [
+        EntryEdit(
+            docid,
+            view,
+            add=view.letters.meaning(row.extra).flags & ~DELETED,
+            add_keywords=view.letters.meaning(row.extra).keywords,
+            base=row.base,
+            name=row._replace(extra=bytes(each for each in row.extra if each not in meant)),
         )
-        edits.append(
-            EntryEdit(
-                docid,
-                view,
-                add=after.flags & ~DELETED,
-                add_keywords=after.keywords,
-                names=tree.names.normalised(docid, names),
-            )
-        )
-    return edits
+        for docid, rows in chosen.items()
+        for row in rows
+        if not meant.isdisjoint(row.extra)
+    ]
 
 
 def check_base(base: bytes) -> None:
-    """Raises EditRefused for no base at all, and for one that leaves no room for letters."""
-    if not base:
-        raise EditRefused("a message's name begins with something before its letters", errno.EINVAL)
+    """Raises EditRefused for no base at all, one that leaves no room for letters, or ends in some itself."""
+    if not base or split_name(base).letters is not None:
+        raise EditRefused("a message's name is something, then `:2,` and its letters", errno.EINVAL)
     if len(base) > MAX_BASE_BYTES:
         raise EditRefused(
             f"a message's name has at most {MAX_BASE_BYTES} bytes before its letters",
@@ -181,7 +181,7 @@ def check_base(base: bytes) -> None:
 
 def plan_replacement(
     tree: Tree, directory: Directory, name: bytes, docid: Docid | None, *, is_exclusive: bool
-) -> Removal | EntryEdit | None:
+) -> Removal | None:
     """Who has to go for this name to be `docid`'s (None: not stored yet): whose name is exactly this, as in rename(2).
 
     Raises EditRefused (EEXIST) where nobody may be replaced, or only the base is another message's.
@@ -191,9 +191,11 @@ def plan_replacement(
     owner = tree.names.owner_or_none(view, split_name(name).base)
     if owner is None or owner[0] == docid or not tree.is_member(view, owner[0]):
         return None
-    if is_exclusive or tree.find_message_or_none(directory, name) is None:
-        raise EditRefused(f"{name!r} is the name of another message", errno.EEXIST)
-    return _plan_name_removal(tree, view, *owner)
+    if not is_exclusive and tree.find_message_or_none(directory, name) is not None:
+        return plan_removal(tree, view, *owner)
+    if docid is None:
+        return None  # what is stored yet to be may turn out to be this very message
+    raise EditRefused(f"{name!r} is the name of another message", errno.EEXIST)
 
 
 def leaving_of(view: View) -> Leaving:
@@ -203,52 +205,28 @@ def leaving_of(view: View) -> Leaving:
     return Leaving.EXPUNGE if view.rule is None else Leaving.UNLINK
 
 
-def plan_unlink(tree: Tree, directory: Directory, name: bytes) -> EntryEdit | Removal:
+def plan_unlink(tree: Tree, directory: Directory, name: bytes) -> Removal:
     """rm of a message: of one of its names, while it has others in this view. Raises NotFound, EditRefused."""
     found = tree.find_message(directory, name)
     view = directory.view
     assert view is not None
-    return _plan_name_removal(tree, view, found.docid, found.entry)
+    return plan_removal(tree, view, found.docid, found.entry)
 
 
-def _plan_name_removal(
-    tree: Tree, view: View, docid: Docid, entry: ChosenName
-) -> EntryEdit | Removal:
-    others = tuple(row for row in tree.names.rows(view, docid) if row.base != entry.base)
-    if others:
-        return EntryEdit(docid, view, names=others)
-    return plan_removal(tree, view, docid)
-
-
-def plan_removal(tree: Tree, view: View, docid: Docid) -> Removal:
-    """A message leaves a view by the view's rule. Raises EditRefused."""
+def plan_removal(tree: Tree, view: View, docid: Docid, entry: ChosenName) -> Removal:
+    """An entry leaves a view by the view's rule. Raises EditRefused."""
     leaving = leaving_of(view)
-    keywords = frozenset[Keyword]() if view.rule is None else view.rule.adds
+    removal = Removal(docid, view, entry.base, leaving)
+    if len(tree.names.rows(view, docid)) > 1:
+        return removal
     if leaving is Leaving.REFUSE:
         raise EditRefused(f"the search {view.search.name} refuses rm (on-rm = refuse)")
-    if not keywords and leaving is not Leaving.EXPUNGE:
+    if not removal.keywords and leaving is not Leaving.EXPUNGE:
         raise EditRefused(
             f"the search {view.search.name} names no keyword that rm could take off "
             f"(on-rm = {leaving.value})"
         )
-    search_id = view.search.search_id
-    return Removal(docid, search_id, leaving, keywords, _kept_by_copies(tree, search_id, docid))
-
-
-def _kept_by_copies(tree: Tree, search_id: SearchId, docid: Docid) -> frozenset[Keyword] | None:
-    copied_to = {
-        search
-        for search, _, row in tree.store.index.chosen_names_of([docid])
-        if row.is_copy and search != search_id
-    }
-    if not copied_to:
-        return None
-    return frozenset(
-        keyword
-        for view in tree.views.values()
-        if view.search.search_id in copied_to and view.rule is not None
-        for keyword in view.rule.adds
-    )
+    return removal
 
 
 def commit(store: Store, edit: Edit, deadline_s: float = DEFAULT_DEADLINE_S) -> None:
@@ -261,7 +239,7 @@ def commit(store: Store, edit: Edit, deadline_s: float = DEFAULT_DEADLINE_S) -> 
             case EntryEdit():
                 _edit_entry(tx, edit)
             case Removal():
-                remove_message(tx, edit)
+                remove_entry(tx, edit)
             case _:
                 commit_search(tx, edit)
 
@@ -274,43 +252,38 @@ def commit_entries(store: Store, edits: Sequence[EntryEdit], deadline_s: float) 
                 _edit_entry(tx, edit)
 
 
+def _is_held(tx: Transaction, docid: Docid) -> bool:
+    """Whether a keyword is left that is a link: also a mark, where a label view names it."""
+    keywords = tx.keywords(docid)
+    if not all(map(is_mark, keywords)):
+        return True
+    return bool(keywords) and any(
+        rule is not None and rule.adds <= keywords for rule in map(label_rule, _saved_queries(tx))
+    )
+
+
+def _saved_queries(tx: Transaction) -> Iterator[Query]:
+    for query in tx.searches.queries().values():
+        with contextlib.suppress(QuerySyntaxError):
+            yield parse_query(query)
+
+
 def _edit_entry(tx: Transaction, edit: EntryEdit) -> None:
     if edit.replaced is not None:
-        replace_message(tx, edit.replaced)
+        remove_entry(tx, edit.replaced)
     tx.edit_flags(edit.docid, edit.add, edit.remove)
     tx.edit_keywords(edit.docid, edit.add_keywords, edit.remove_keywords)
-    if edit.names is not None:
-        put_names(tx, edit.view.search.search_id, edit.docid, edit.names)
-        tx.settle_deleted(edit.docid)
+    if edit.base is not None and edit.name is not None:
+        ViewEntries(tx, edit.view).rename(edit.docid, edit.base, edit.name)
 
 
-def replace_message(tx: Transaction, replaced: Removal | EntryEdit) -> None:
-    """Take the name from a message: one of its names, or the last, and then it leaves the view."""
-    if isinstance(replaced, Removal):
-        remove_message(tx, replaced)
-    else:
-        _edit_entry(tx, replaced)
-
-
-def put_names(
-    tx: Transaction, search_id: SearchId, docid: Docid, names: tuple[ChosenName, ...]
-) -> None:
-    """Make these a message's rows in a view. Raises EntryExists where another message has one of the bases."""
-    before = tx.entries.names(search_id, docid)
-    bases = {name.base for name in names}
-    for row in before:
-        if row.base not in bases:
-            tx.entries.remove(search_id, row.base)
-    for name in names:
-        if name not in before:
-            tx.entries.put(search_id, docid, name)
-
-
-def remove_message(tx: Transaction, removal: Removal) -> None:
-    """Take a message out of a view, within a transaction."""
-    docid, kept = removal.docid, removal.kept
-    tx.entries.remove_all(removal.search_id, docid)
+def remove_entry(tx: Transaction, removal: Removal) -> None:
+    """Take an entry out of a view, within a transaction. Raises NotFound when it is not there any more."""
+    docid, entries = removal.docid, ViewEntries(tx, removal.view)
+    if not entries.drop(docid, removal.base):
+        return
     tx.settle_deleted(docid)
+    kept = entries.kept_by_copies(docid)
     if kept is not None:
         tx.entries.end_copies(docid)
     match removal.leaving:
@@ -321,10 +294,9 @@ def remove_message(tx: Transaction, removal: Removal) -> None:
                 tx.edit_keywords(docid, remove=tx.keywords(docid) - kept)
         case Leaving.UNLINK | Leaving.UNTAG:
             tx.edit_keywords(docid, remove=removal.keywords)
-            last = removal.leaving is Leaving.UNLINK and kept is None and not tx.keywords(docid)
-            if last:
+            if removal.leaving is Leaving.UNLINK and kept is None and not _is_held(tx, docid):
                 tx.expunge(docid)
         case Leaving.REFUSE:
-            raise AssertionError("plan_removal refuses")
+            raise EditRefused(f"the search {removal.view.search.name} refuses rm (on-rm = refuse)")
         case _:
             assert_never(removal.leaving)

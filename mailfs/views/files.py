@@ -7,7 +7,7 @@ tree, or the inode number of a side-car directory. Here real files get inode num
 An inode number is remembered with the names it was seen under, so that what is open or inside a renamed directory is
 found again; the kernel's lookups are counted as libfuse asks (fuse_lowlevel.h, forget), because a forget may come
 later than the next lookup of the same number. A file system gives the number of a removed file to the next one made:
-`generation` tells them apart.
+that one gets a number of ours while the kernel knows the first, and another `generation` after that.
 
 Nothing here follows a symbolic link. Errors are the OSErrors of the real file system, and NotFound for an inode
 number without a file. All of it is for the thread that serves requests.
@@ -16,6 +16,7 @@ number without a file. All of it is for the thread that serves requests.
 import contextlib
 import os
 import stat
+import time
 from dataclasses import dataclass, field
 from errno import EINVAL, ENAMETOOLONG, EOPNOTSUPP, EPERM
 from pathlib import Path
@@ -76,16 +77,15 @@ class _Node:
     ino: Ino
     key: tuple[int, int]  # st_dev, st_ino
     generation: int
-    names: list[_Name]  # the last is the one seen last; a directory has one
+    names: list[_Name]  # the last is the one seen last
     lookups: int = 0
     open_flags: dict[int, int] = field(default_factory=dict)  # by descriptor
     is_gone: bool = False  # its last name was removed
 
-    def add_name(self, seen: _Name, found: os.stat_result) -> None:
-        """Make it the name seen last; of a directory it is the only one."""
+    def add_name(self, seen: _Name) -> None:
+        """Make it the name seen last."""
         self.remove_name(seen)
-        others = [] if stat.S_ISDIR(found.st_mode) else self.names[1 - _MAX_NAMES :]
-        self.names = [*others, seen]
+        self.names = [*self.names[1 - _MAX_NAMES :], seen]
 
     def remove_name(self, name: _Name) -> None:
         self.names = [each for each in self.names if each != name]
@@ -175,8 +175,16 @@ class Files:
         return sorted(listed, key=lambda entry: entry.name)
 
     def count_listed(self, place: Place, entry: FileEntry) -> None:
-        """An entry of a listing went to the kernel, which counts that as a lookup (READDIRPLUS)."""
-        self._remember(place, entry.name, entry.attributes.stat).lookups += 1
+        """An entry of a listing went to the kernel, which counts that as a lookup (READDIRPLUS).
+
+        Of the number it was told, whatever became of the file since the listing.
+        """
+        ino, generation, found = entry.attributes
+        node = self._nodes.get(ino)
+        if node is None:
+            node = _Node(ino, _key(found), generation, [_Name(place, entry.name)])
+            self._nodes[ino] = node
+        node.lookups += 1
 
     def subdirectories(self, place: Place) -> int:
         """How many directories are in a place: what st_nlink needs."""
@@ -190,17 +198,27 @@ class Files:
         with os.scandir(folder) as scan:
             return sum(each.is_dir(follow_symlinks=False) for each in scan)
 
+    def touch(self, area: Area, before_ns: int) -> None:
+        """Move an area's mtime: strictly up from `before_ns`; the disk's own clock has steps of some ms."""
+        make_area(area)
+        now_ns = max(time.time_ns(), before_ns + 1)
+        os.utime(area, ns=(now_ns, now_ns))
+
     def mtime_ns_or_none(self, place: Place) -> int | None:
         """When a name was last made or removed in a place; None when its area has not been made."""
         found = lstat_or_none(self.folder(place))
         return None if found is None else found.st_mtime_ns
 
-    def forget(self, ino: Ino, count: int = 1) -> None:
-        """The kernel takes back `count` lookups: with the last one goes what is remembered, unless it is open."""
+    def forget(self, ino: Ino, count: int = 1) -> bool:
+        """The kernel takes back `count` lookups: with the last one goes what is remembered, unless it is open.
+
+        Whether something is still remembered.
+        """
         node = self._nodes.get(ino)
         if node is not None:
             node.lookups -= count
             self._drop_unused(node)
+        return ino in self._nodes
 
     # --- open files
 
@@ -332,7 +350,7 @@ class Files:
         node = self._nodes.get(self._ino_of(moved))
         if node is not None:
             node.remove_name(_Name(place, name))
-            node.add_name(_Name(new_place, new_name), moved)
+            node.add_name(_Name(new_place, new_name))
 
     # --- attributes and durability
 
@@ -398,11 +416,17 @@ class Files:
         key = _key(found)
         if self._device is None:
             self._device = found.st_dev
+        counted = self._counted.get(key)
+        if counted is not None:
+            return counted
         if found.st_dev == self._device and found.st_ino < _COUNTED_INO:
             return Ino(FILE_INO + found.st_ino)
-        if key not in self._counted:
-            self._counted[key] = Ino(self._next_counted)
-            self._next_counted += 1
+        return self._count(key)
+
+    def _count(self, key: tuple[int, int]) -> Ino:
+        """A number of our own for a file."""
+        self._counted[key] = Ino(self._next_counted)
+        self._next_counted += 1
         return self._counted[key]
 
     def _looked_up(self, place: Place, name: bytes, found: os.stat_result) -> FileAttributes:
@@ -420,11 +444,24 @@ class Files:
             self._nodes[ino] = node
         elif not node.names or node.names[-1] != seen:
             if not self._is_same_file(node, found):
-                node.names.clear()
-                node.generation = self._next_generation()
+                return self._remember_later_file(node, seen, found)
             node.is_gone = False
-            node.add_name(seen, found)
+            node.add_name(seen)
         return node
+
+    def _remember_later_file(self, node: _Node, seen: _Name, found: os.stat_result) -> _Node:
+        """A file that got the number of a removed one.
+
+        While the kernel knows the number it must not mean another file: who is between a LOOKUP and a GETATTR of the
+        removed one would get EIO (fuse_make_bad), not ENOENT.
+        """
+        node.names.clear()
+        node.is_gone = True
+        key = _key(found)
+        ino = node.ino if node.lookups <= 0 else self._count(key)
+        made = _Node(ino, key, self._next_generation(), [seen])
+        self._nodes[ino] = made
+        return made
 
     def _is_same_file(self, node: _Node, found: os.stat_result) -> bool:
         """Whether a known number under a new name is another link of its file, not a later file of that number."""

@@ -28,6 +28,7 @@ KEYWORDS_FILE = b"dovecot-keywords"
 _LETTERS = b"abcdefghijklmnopqrstuvwxyz"
 # 26 lines of words; more is not what Dovecot writes.
 _MAX_FILE_BYTES = 64 * 1024
+_READING = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class Meaning(NamedTuple):
@@ -121,14 +122,12 @@ def stamp_or_none(folder: bytes) -> FileStamp | None:
 def read_letters(folder: bytes) -> LetterMap:
     """The map of the view whose own folder this is; empty where there is no file that can be read."""
     try:
-        fd = os.open(
-            os.path.join(folder, KEYWORDS_FILE),
-            os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK,
-        )
+        fd = os.open(os.path.join(folder, KEYWORDS_FILE), _READING)
     except OSError:
         return NO_LETTERS
-    with os.fdopen(fd, "rb") as file:
-        try:
-            return parse_letters(file.read(_MAX_FILE_BYTES))
-        except OSError:
-            return NO_LETTERS
+    try:
+        return parse_letters(os.read(fd, _MAX_FILE_BYTES))
+    except OSError:  # a directory
+        return NO_LETTERS
+    finally:
+        os.close(fd)

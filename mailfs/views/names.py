@@ -5,7 +5,8 @@ other message's row claims a canonical name (an editor wrote a new message under
 Letters come from flags, from keywords that have a letter in this view, and from what a client wrote beside them.
 """
 
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from mailfs.errors import NoSuchMessage
@@ -14,20 +15,22 @@ from mailfs.message.keywords import RECENT
 from mailfs.message.maildir import (
     Base,
     ChosenName,
-    Form,
     format_base,
     format_name,
     parse_base_or_none,
     split_name,
 )
+from mailfs.search.match import matching
 from mailfs.store.index import Index
+from mailfs.store.source import IndexSource
 from mailfs.store.store import Store
 from mailfs.views.facts import Facts
 from mailfs.views.letters import LetterMap
 from mailfs.views.view import View
 
 _NS = 1_000_000_000
-_CLAIMED = b",C=1"
+# What the owner of a canonical name is called behind it, while another message has the name.
+CLAIMED = b",C=1"
 
 
 class Found(NamedTuple):
@@ -47,6 +50,7 @@ class Names:
 
     def __init__(self, store: Store, facts: Facts) -> None:
         self._index = store.index
+        self._source = IndexSource(store.index)
         self._store_id = store.layout.store_id
         self._facts = facts
 
@@ -93,9 +97,17 @@ class Names:
     def _free_base(self, view: View, docid: Docid) -> bytes:
         base = self.base_of(docid)
         if view.is_loaded:
-            return base + _CLAIMED if base in view.claimed else base
+            return base + CLAIMED if base in view.claimed else base
         owner = self._index.docid_of_base_or_none(view.search.search_id, base)
-        return base if owner in (None, docid) else base + _CLAIMED
+        if owner in (None, docid) or not self.is_member(view, owner):
+            return base
+        return base + CLAIMED
+
+    def is_member(self, view: View, docid: Docid) -> bool:
+        """Whether a message is alive and in a view now."""
+        if view.is_loaded:
+            return docid in view
+        return self.know(docid) and bool(matching(view.query, [docid], self._source, time.time()))
 
     def letters(self, view: View, docid: Docid, flags: int, extra: bytes = b"") -> bytes:
         """The letters a message's name has in a view with these flags."""
@@ -143,24 +155,16 @@ class Names:
         """The live message that has this base in a view, if it is a member of it, and the entry."""
         if not view.is_loaded or view.chosen:
             docid = self._index.docid_of_base_or_none(view.search.search_id, base)
-            if docid is not None:
-                if not self.know(docid):
-                    return None
+            # The row of a message that has left the view claims nothing.
+            if docid is not None and self.know(docid) and self.is_member(view, docid):
                 for row in self.rows(view, docid):
                     if row.base == base:
                         return docid, row
                 return None
-        docid = self.docid_of_base_or_none(base.removesuffix(_CLAIMED))
+        docid = self.docid_of_base_or_none(base.removesuffix(CLAIMED))
         if docid is None or self.rows(view, docid) or self._free_base(view, docid) != base:
             return None
         return docid, ChosenName(base)
-
-    def normalised(self, docid: Docid, rows: Iterable[ChosenName]) -> tuple[ChosenName, ...]:
-        """Rows as they are to be kept: none where the only name is the canonical one."""
-        found = tuple(sorted(rows))
-        if found == (ChosenName(self.base_of(docid), b"", Form.USUAL, is_copy=False),):
-            return ()
-        return found
 
 
 def read_chosen(index: Index, search_id: SearchId) -> dict[Docid, tuple[ChosenName, ...]]:

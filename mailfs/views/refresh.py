@@ -4,6 +4,8 @@ Nothing is pushed: refresh() reads what was committed since the tree's modseq, b
 view for the changed messages only. evaluate() asks a whole query anew, in a thread, with its own connection.
 """
 
+import functools
+import operator
 import time
 from array import array
 from dataclasses import replace
@@ -63,8 +65,8 @@ def _with_names(layout: Layout, index: Index, view: View, found: Evaluation) -> 
     area = area_of(layout, search_id, "", view.search.name)
     stamp = stamp_or_none(area)
     letters = read_letters(area) if stamp is not None else NO_LETTERS
-    members = set(found.docids) if index.has_chosen_names(search_id) else set()
-    chosen = read_chosen(index, search_id) if members else {}
+    chosen = read_chosen(index, search_id)
+    members = set(found.docids) if chosen else set()
     stale = tuple(docid for docid in chosen if docid not in members)
     for docid in stale:
         if docid not in view.lingering:
@@ -96,6 +98,7 @@ def install(tree: Tree, view: View, evaluation: Evaluation) -> list[Invalidation
     """Make an evaluation a view's members, brought up to now. On the thread that serves requests."""
     invalidations = refresh(tree)
     if view.is_loaded:
+        invalidations += sync_letters(tree, view)
         invalidations += _replace(tree, view, evaluation)
     else:
         view.load(evaluation)
@@ -125,10 +128,14 @@ def _replace(tree: Tree, view: View, evaluation: Evaluation) -> list[Invalidatio
         for docid in sorted(before - after - view.lingering)
         for invalidation in _leave(tree, view, docid, is_expunged=False)
     ]
-    for docid in sorted(after - before):
+    arrived = sorted(after - before)
+    own_letters = read_own_letters(tree.store.index, view.letters, arrived)
+    for docid in arrived:
         view.add(docid)
+        view.set_chosen(docid, evaluation.chosen.get(docid, ()))
+        if docid in own_letters:
+            view.own_letters[docid] = own_letters[docid]
         view.touch(in_new=bool(tree.facts.flags_of(docid) & RECENT))
-    view.take_names(evaluation)
     view.lingering -= after
     view.evaluated_modseq = evaluation.modseq
     view.evaluated_s = time.monotonic()
@@ -223,6 +230,8 @@ def _update_view(
         elif is_member:
             view.lingering.discard(row.docid)
         if was_member and not (is_member or lingers):
+            if row.docid in chosen:
+                tree.stale_names.add((view.search.search_id, row.docid))
             invalidations += _leave(tree, view, row.docid, is_expunged=bool(row.expunged))
         elif was_member or is_member:
             names = chosen.get(row.docid, ())
@@ -244,7 +253,10 @@ def _update_entry(
         and not chosen
     ):
         return []
-    before = _shown_names(tree, view, docid, tree.facts.flags_of(docid)) if was_member else set()
+    others = _owners_of_claimed(tree, view, (*view.chosen.get(docid, ()), *chosen)) - {docid}
+    before = _names_of_all(tree, view, others)
+    if was_member:
+        before |= _shown_names(tree, view, docid, tree.facts.flags_of(docid))
     if docid not in tree.facts:
         tree.facts.put(row)
     if not was_member:
@@ -254,20 +266,46 @@ def _update_entry(
         view.own_letters[docid] = own_letters
     else:
         view.own_letters.pop(docid, None)
-    after = _shown_names(tree, view, docid, row.flags)
+    after = _shown_names(tree, view, docid, row.flags) | _names_of_all(tree, view, others)
     for kind in {kind for kind, _ in before ^ after}:
         view.touch(in_new=kind == Kind.NEW)
     return _invalidations(tree, view, before - after)
 
 
+def _owners_of_claimed(tree: Tree, view: View, rows: tuple[ChosenName, ...]) -> set[Docid]:
+    """Members whose canonical names are among these: they are called otherwise while another message has them."""
+    owners = (tree.names.docid_of_base_or_none(row.base) for row in rows)
+    return {owner for owner in owners if owner is not None and owner in view}
+
+
+def _names_of_all(tree: Tree, view: View, docids: set[Docid]) -> set[tuple[Kind, bytes]]:
+    return {
+        name
+        for docid in docids
+        for name in _shown_names(tree, view, docid, tree.facts.flags_of(docid))
+    }
+
+
 def _leave(tree: Tree, view: View, docid: Docid, *, is_expunged: bool) -> list[Invalidation]:
     flags = tree.facts.flags_of(docid)
-    before = _shown_names(tree, view, docid, flags)
+    others = _owners_of_claimed(tree, view, view.chosen.get(docid, ())) - {docid}
+    before = _shown_names(tree, view, docid, flags) | _names_of_all(tree, view, others)
     if docid in view.chosen and not is_expunged:
         tree.stale_names.add((view.search.search_id, docid))
     view.remove(docid)
+    after = _names_of_all(tree, view, others)
     view.touch(in_new=bool(flags & RECENT))
-    return _invalidations(tree, view, before)
+    for kind in {kind for kind, _ in before ^ after}:
+        view.touch(in_new=kind == Kind.NEW)
+    return _invalidations(tree, view, before - after)
+
+
+def stop_lingering(tree: Tree, view: View, docid: Docid) -> list[Invalidation]:
+    """The reader took a message out of the view: it does not stay for it any longer."""
+    view.lingering.discard(docid)
+    if docid not in view or matching(view.query, [docid], tree.source, time.time()):
+        return []
+    return _leave(tree, view, docid, is_expunged=False)
 
 
 def _shown_names(tree: Tree, view: View, docid: Docid, flags: int) -> set[tuple[Kind, bytes]]:
@@ -277,6 +315,22 @@ def _shown_names(tree: Tree, view: View, docid: Docid, flags: int) -> set[tuple[
 
 def _invalidations(tree: Tree, view: View, names: set[tuple[Kind, bytes]]) -> list[Invalidation]:
     return [Invalidation(tree.subfolder_ino(view, kind), name) for kind, name in sorted(names)]
+
+
+def other_names(tree: Tree, docid: Docid) -> list[Invalidation]:
+    """The names of a message that has lost one: the kernel has counted its links down, perhaps to none.
+
+    It refuses link(2) of an inode without links, whose name it keeps, until it has asked for that name again.
+    """
+    if docid not in tree.facts:
+        return []
+    flags = tree.facts.flags_of(docid)
+    return [
+        invalidation
+        for view in tree.views.values()
+        if view.is_loaded and docid in view
+        for invalidation in _invalidations(tree, view, _shown_names(tree, view, docid, flags))
+    ]
 
 
 def sync_letters(tree: Tree, view: View) -> list[Invalidation]:
@@ -298,7 +352,8 @@ def _take_letters(
     own_letters: dict[Docid, bytes] = {}
     if view.is_loaded:
         own_letters = read_own_letters(tree.store.index, letters)
-    mapped = sum(view.letters.flags.values()) ^ sum(letters.flags.values())
+    other_letters = view.letters.flags.items() ^ letters.flags.items()
+    mapped = functools.reduce(operator.or_, (bit for _, bit in other_letters), 0)
     concerned = [
         Docid(docid)
         for docid in view.docids

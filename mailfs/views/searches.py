@@ -4,7 +4,7 @@ import errno
 from dataclasses import dataclass
 from typing import assert_never
 
-from mailfs.errors import EditRefused, NotFound, QuerySyntaxError
+from mailfs.errors import EditRefused, NoSuchSearch, NotFound, QuerySyntaxError
 from mailfs.ids import Docid, Keyword
 from mailfs.message.keywords import SYSTEM_KEYWORDS, UNREAD, keyword_for_folder
 from mailfs.search.names import check_search_name
@@ -30,24 +30,11 @@ class ForgottenSearch:
 
 
 @dataclass(frozen=True, slots=True)
-class RenamedSearch:
-    """One search gets another name, and the query it has then."""
-
-    name: str
-    new_name: str
-    query: str
-
-
-@dataclass(frozen=True, slots=True)
 class RenamedSearches:
-    """What mv of a directory renames: the search, those below it, and the keywords that are called like them.
+    """What mv of a directory renames: the search and those below it; with them the keywords called like them."""
 
-    `rewritten` are other searches, by name, whose queries speak of such a keyword.
-    """
-
-    searches: tuple[RenamedSearch, ...]
-    keywords: tuple[tuple[Keyword, Keyword], ...]
-    rewritten: tuple[tuple[str, str], ...]
+    names: tuple[tuple[str, str], ...]
+    is_folder: bool = False  # the directory itself is no search
 
 
 SearchEdit = NewSearch | ForgottenSearch | RenamedSearches
@@ -143,35 +130,19 @@ def plan_rename_directory(
     if new_parent.kind not in (Kind.VIEW, Kind.FOLDER):
         raise EditRefused("a search is saved beside or below others, not in cur, new or tmp")
     path, new_path = directory.path, _search_name(new_parent, new_name)[0]
+    if new_name.startswith(b"."):
+        raise EditRefused("a directory whose name begins with a dot is no search")
     if tree.child_or_none(new_parent, new_name) is not None:
         raise EditRefused(f"{new_path} is there already", errno.ENOTEMPTY)
     if f"{new_path}/".startswith(f"{path}/"):
         raise EditRefused(f"{path} cannot be put into itself", errno.EINVAL)
-    moved = {
-        name: new_path + name[len(path) :]
-        for name in tree.views
-        if name == path or name.startswith(f"{path}/")
-    }
-    keywords = {
-        keyword_for_folder(name): keyword_for_folder(to)
-        for name, to in moved.items()
-        if tree.views[name].search.query == _label_query(name)
-    }
-    keywords = {old: new for old, new in keywords.items() if old != new}
-    rewritten: dict[str, str] = {}
-    for name, view in tree.views.items():
-        query = view.query
-        for old, new in keywords.items():
-            query = rename_keyword(query, old, new)
-        rewritten[name] = view.search.query if query == view.query else format_query(query)
     return RenamedSearches(
-        tuple(RenamedSearch(name, to, rewritten[name]) for name, to in moved.items()),
-        tuple(keywords.items()),
         tuple(
-            (name, query)
-            for name, query in rewritten.items()
-            if name not in moved and query != tree.views[name].search.query
+            (search.name, new_path + search.name[len(path) :])
+            for search in tree.store.index.searches()
+            if search.name == path or search.name.startswith(f"{path}/")
         ),
+        is_folder=directory.kind == Kind.FOLDER,
     )
 
 
@@ -182,12 +153,39 @@ def commit_search(tx: Transaction, edit: SearchEdit) -> None:
             tx.searches.save(name, query)
         case ForgottenSearch(name):
             tx.searches.forget(name)
-        case RenamedSearches(searches, keywords, rewritten):
-            for old, new in keywords:
-                tx.rename_keyword(old, new)
-            for search in searches:
-                tx.searches.rename(search.name, search.new_name, search.query)
-            for name, query in rewritten:
-                tx.searches.rename(name, name, query)
+        case RenamedSearches():
+            _rename_searches(tx, edit)
         case _:
             assert_never(edit)
+
+
+def _rename_searches(tx: Transaction, edit: RenamedSearches) -> None:
+    """Also other searches that speak of such a keyword speak of the new one from now on.
+
+    Raises NoSuchSearch when the search was forgotten meanwhile.
+    """
+    queries = tx.searches.queries()
+    if not edit.is_folder and edit.names[0][0] not in queries:
+        raise NoSuchSearch(f"no saved search named {edit.names[0][0]}: see `mailfs searches`")
+    names = {name: to for name, to in edit.names if name in queries}
+    keywords = []
+    for name, to in names.items():
+        old, new = keyword_for_folder(name), keyword_for_folder(to)
+        if queries[name] == _label_query(name) and old != new:
+            tx.rename_keyword(old, new)
+            keywords.append((old, new))
+    for name, query in queries.items():
+        new_name, new_query = names.get(name, name), _with_keywords(query, keywords)
+        if (new_name, new_query) != (name, query):
+            tx.searches.rename(name, new_name, new_query)
+
+
+def _with_keywords(query: str, keywords: list[tuple[Keyword, Keyword]]) -> str:
+    """As it was typed, unless it names one of the keywords; what does not parse stays."""
+    try:
+        before = after = parse_query(query)
+    except QuerySyntaxError:
+        return query
+    for old, new in keywords:
+        after = rename_keyword(after, old, new)
+    return query if after == before else format_query(after)

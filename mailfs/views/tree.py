@@ -10,8 +10,9 @@ numbered as they come.
 All of it is for the thread that serves requests.
 """
 
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
@@ -19,8 +20,7 @@ from typing import NamedTuple
 from mailfs.errors import NotFound, QuerySyntaxError
 from mailfs.ids import Docid, Ino, Modseq, SearchId
 from mailfs.message.keywords import RECENT, letters_of_flags
-from mailfs.message.maildir import format_name, split_name
-from mailfs.search.match import matching
+from mailfs.message.maildir import ChosenName, format_name, split_name
 from mailfs.store.index import SavedSearch
 from mailfs.store.saved import ViewState
 from mailfs.store.source import IndexSource
@@ -248,14 +248,14 @@ class Tree:
         removed = _removed_parts(directory)
         return [
             Entry(name, child)
-            for name, child in sorted(self._children[directory.path].items())
+            for name, child in sorted(self._children.get(directory.path, {}).items())
             if name not in removed
         ]
 
     def child_or_none(self, directory: Directory, name: bytes) -> Directory | None:
         if directory.kind not in (Kind.VIEW, Kind.FOLDER) or name in _removed_parts(directory):
             return None
-        return self._children[directory.path].get(name)
+        return self._children.get(directory.path, {}).get(name)
 
     def area(self, directory: Directory) -> Area:
         """The real folder of a directory's ordinary files, which may not have been made yet."""
@@ -280,7 +280,14 @@ class Tree:
         area = self.area(directory)
         nlink = 2 + self.files.subdirectories(area)
         if directory.kind in (Kind.VIEW, Kind.FOLDER):
-            nlink += len(self._children.get(directory.path, ())) - len(_removed_parts(directory))
+            children = self._children.get(directory.path, {})
+            nlink += len(children) - len(_removed_parts(directory))
+            # The area of a plain folder lies in that of the folder above, and is no other directory.
+            nlink -= sum(
+                os.path.isdir(os.path.join(area, name))
+                for name, child in children.items()
+                if child.kind == Kind.FOLDER
+            )
         if view is None or directory.kind == Kind.VIEW:
             mtime_ns = self._mtimes_ns.get(directory.path, self._searches_changed_ns)
         elif directory.kind == Kind.NEW:
@@ -301,6 +308,12 @@ class Tree:
         ino = message_ino(docid)
         return Attributes(ino, False, 0, row.size, row.received_ns, row.changed_ns)
 
+    def held_attributes(self, docid: Docid) -> Attributes:
+        """Of a message some client holds, by an open file or a link in tmp/; it may have been expunged."""
+        if self.names.know(docid):
+            return self.message_attributes(docid)
+        return self.expunged_attributes(docid)
+
     def message_attributes(self, docid: Docid) -> Attributes:
         """Raises NoSuchMessage for one that is expunged or unknown."""
         if docid not in self.facts:
@@ -309,22 +322,58 @@ class Tree:
         return Attributes(
             message_ino(docid),
             False,
-            self.link_count(docid),
+            self._stored_link_count(docid),
             facts.size[docid],
             facts.received_ns[docid],
             facts.changed_ns[docid],
         )
 
-    def link_count(self, docid: Docid) -> int:
-        """st_nlink: how many names clients made of a message in one folder (copies), or in a tmp/, and one.
+    def touch(self, directory: Directory) -> None:
+        """An ordinary name was made or removed in a directory: its mtime moves."""
+        view = directory.view
+        if view is not None and directory.holds_messages:
+            view.touch(in_new=directory.kind == Kind.NEW)
+        else:
+            # Kept by the disk, over remounts too.
+            self.files.touch(self.area(directory), self.directory_attributes(directory).mtime_ns)
 
-        The same message in another view is not counted: tar and du would take every view for hard links.
+    def link_count(self, docid: Docid) -> int:
+        """st_nlink: one, and the copies clients made of a message, and its names in tmp/.
+
+        That it is in several views does not count: tar and du would take every view for hard links. Copies do:
+        when the kernel has counted down to none it refuses link(2) of a message it has in its cache.
         """
-        more = list(self.aliases.values()).count(docid) if self.aliases else 0
-        for view in self.views.values():
-            if view.chosen:
-                more += max(len(view.chosen.get(docid, ())) - 1, 0)
-        return 1 + more
+        rows = (view.chosen.get(docid, ()) for view in self.views.values() if view.chosen)
+        return self._count_links(docid, rows)
+
+    def _stored_link_count(self, docid: Docid) -> int:
+        """The same from the index, which knows of views nobody has listed."""
+        rows: dict[SearchId, list[ChosenName]] = {}
+        for search_id, _, row in self.store.index.chosen_names_of([docid]):
+            rows.setdefault(search_id, []).append(row)
+        return self._count_links(docid, rows.values())
+
+    def _count_links(self, docid: Docid, rows_by_view: Iterable[Sequence[ChosenName]]) -> int:
+        count = 1 + (list(self.aliases.values()).count(docid) if self.aliases else 0)
+        for rows in rows_by_view:
+            if rows:
+                count += len(rows) - 1 + all(row.is_copy for row in rows)
+        return count
+
+    def put_alias(self, alias: Alias, docid: Docid) -> None:
+        """Link a message into a tmp/."""
+        self.aliases[alias] = docid
+        self._touch_tmp(alias.search_id)
+
+    def drop_alias(self, alias: Alias) -> None:
+        """Remove a link in a tmp/, if it is there."""
+        if self.aliases.pop(alias, None) is not None:
+            self._touch_tmp(alias.search_id)
+
+    def _touch_tmp(self, search_id: SearchId) -> None:
+        directory = self._by_ino.get(_view_ino(search_id, Kind.TMP))
+        if directory is not None:
+            self.touch(directory)
 
     def name_of(self, docid: Docid, flags: int) -> bytes:
         """The canonical entry name with these flags."""
@@ -384,9 +433,7 @@ class Tree:
 
     def is_member(self, view: View, docid: Docid) -> bool:
         """Whether a live message is in a view now."""
-        if view.is_loaded:
-            return docid in view
-        return bool(matching(view.query, [docid], self.source, time.time()))
+        return self.names.is_member(view, docid)
 
     def iter_messages(
         self, directory: Directory, after: Docid, skip: int = 0

@@ -23,7 +23,8 @@ def _no_docids() -> "array[int]":
 
 
 # Programs make the four directories of a Maildir at once.
-MAKING_S = 1.0
+# Dovecot syncs each before it makes the next.
+MAKING_S = 5.0
 
 
 @dataclass(slots=True)
@@ -91,22 +92,16 @@ class View:
     def load(self, evaluation: "Evaluation") -> None:
         """Take the members for the first time."""
         self.docids = evaluation.docids
-        self.take_names(evaluation)
-        self.evaluated_modseq = evaluation.modseq
-        self.evaluated_s = time.monotonic()
-        self.is_loaded = True
-        if self.docids:
-            self.removed_parts -= {b"cur", b"new"}
-
-    def take_names(self, evaluation: "Evaluation") -> None:
-        """Take the names read with an evaluation over those that were here."""
-        self.chosen = {}
-        self.claimed = set()
         for docid, rows in evaluation.chosen.items():
             self.set_chosen(docid, rows)
         self.letters = evaluation.letters
         self.letters_stamp = evaluation.letters_stamp
         self.own_letters = evaluation.own_letters
+        self.evaluated_modseq = evaluation.modseq
+        self.evaluated_s = time.monotonic()
+        self.is_loaded = True
+        if self.docids:
+            self.removed_parts -= {b"cur", b"new"}
 
     def set_chosen(self, docid: Docid, rows: tuple[ChosenName, ...]) -> None:
         """Take the names clients chose for one message; without any it has its canonical one."""
