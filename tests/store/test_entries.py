@@ -191,7 +191,7 @@ def test_stale_names_go_without_a_word(store: Store, deliver: Deliver) -> None:
     before = modseq_of(store)
     with store.writer.transaction("test", durable=False) as transaction:
         transaction.entries.forget_stale([(inbox, docid), (search_id(store, "all"), other)])
-    assert modseq_of(store) == before
+    assert [row.docid for row in store.index.changes_since(Modseq(before))] == [docid]
     assert list(store.index.chosen_names(inbox)) == [(other, ChosenName(b"other"))]
 
 
@@ -259,7 +259,7 @@ def random_edit(
                 entries.remove_all(view, docid)
             for key in rows:
                 del model[key]
-            return {docid} if rows and kind == 4 else set()
+            return {docid} if rows else set()
         case _:
             copies = [key for key in model if model[key][0] == docid and model[key][1].is_copy]
             entries.end_copies(docid)

@@ -133,11 +133,8 @@ class FileHistories(RuleBasedStateMachine):
         for other, known in self.known.items():
             assert known.identity != found.st_ino or other == ino
         before = self.known.get(ino)
-        if before is not None and before.identity == found.st_ino:
-            assert generation == before.generation
-        elif before is not None:
-            assert generation > before.generation
         self.known[ino] = Known(generation, found.st_ino)
+        assert before in (None, self.known[ino])
         self.lookups[ino] += 1
         return attributes
 

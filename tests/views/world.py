@@ -3,8 +3,11 @@
 import os
 import time
 from collections.abc import Callable, Coroutine, Iterable
-from typing import TypeVar, TypeVarTuple
+from typing import ParamSpec, TypeVar, TypeVarTuple
 
+import pytest
+
+from mailfs.errors import MailfsError
 from mailfs.fuse.changes import Changes
 from mailfs.fuse.notify import Notifier
 from mailfs.ids import Docid, Ino, Keyword
@@ -22,16 +25,17 @@ from mailfs.views.arrivals import (
     plan_link,
     plan_move,
 )
-from mailfs.views.edits import Edit, EntryEdit, commit, plan_rename, plan_unlink
+from mailfs.views.edits import Edit, EntryEdit, Removal, commit, plan_rename, plan_unlink
 from mailfs.views.files import FILE_INO
 from mailfs.views.letters import KEYWORDS_FILE
-from mailfs.views.refresh import evaluate, install, refresh, sync_letters
+from mailfs.views.refresh import evaluate, install, refresh, stop_lingering, sync_letters
 from mailfs.views.tree import ROOT_INO, Directory, Invalidation, Tree
 from mailfs.views.view import View
 from tests.fakes import make_message
 
 R = TypeVar("R")
 Arguments = TypeVarTuple("Arguments")
+Parameters = ParamSpec("Parameters")
 
 
 class Told(Notifier):
@@ -117,12 +121,15 @@ class World:
     def edit(self, edit: Edit) -> list[Invalidation]:
         """As a handler does it: commit, then refresh while the view knows what is edited in it."""
         edited = (edit.view.being_edited, edit.docid) if isinstance(edit, EntryEdit) else None
+        lingers = isinstance(edit, Removal) and edit.docid in edit.view.lingering
         if edited is not None:
             edited[0].add(edited[1])
         commit(self.store, edit)
         invalidations = refresh(self.tree)
         if edited is not None:
             edited[0].discard(edited[1])
+        if isinstance(edit, Removal) and lingers:
+            invalidations += stop_lingering(self.tree, edit.view, edit.docid)
         return invalidations
 
     def load(self, name: str) -> View:
@@ -263,3 +270,30 @@ class World:
         return bool(self.store.index.summaries([docid])) and docid in self.matching(
             self.tree.views["all"]
         )
+
+
+def listed(world: World, view: str) -> set[bytes]:
+    """The names in cur/ and new/ as a mount that looks for the first time lists them."""
+    looking = World(world.store)
+    looking.load(view)
+    found = {name for folder in ("cur", "new") for name in looking.names(f"{view}/{folder}")}
+    seen = world.tree.views[view]
+    if seen.is_loaded:
+        assert found == {
+            name for folder in ("cur", "new") for name in world.names(f"{view}/{folder}")
+        }
+    for name in found:
+        is_found = [world.find_or_none(f"{view}/{folder}", name) for folder in ("cur", "new")]
+        assert len([docid for docid in is_found if docid is not None]) == 1
+    return found
+
+
+def error_of(
+    function: Callable[Parameters, object],
+    *arguments: Parameters.args,
+    **keywords: Parameters.kwargs,
+) -> int:
+    """The errno a call is refused with."""
+    with pytest.raises(MailfsError) as caught:
+        function(*arguments, **keywords)
+    return caught.value.errno
