@@ -1,0 +1,1 @@
+"""Real clients, each doing the same on a plain Maildir and on a mount."""
