@@ -1,12 +1,17 @@
-"""man/mailfs.1 against the parser: complete, nothing made up, its examples are commands, sound roff."""
+"""The manual against the code: man/mailfs.1 against the parser, man/mailfs-clients.7 against the tests with real clients.
+
+Complete, nothing made up, its examples are commands and tested configurations, its numbers those of the code, sound roff.
+"""
 
 import argparse
+import errno
 import re
 import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -14,11 +19,27 @@ import pytest
 from mailfs import __version__, errors
 from mailfs.cli.main import build_parser, main, parse_arguments
 from mailfs.cli.searching import split_tag_words
-from mailfs.message.keywords import LETTER_BITS, keywords_of_flags, letters_of_flags
-from mailfs.store.schema import FIRST_SEARCHES
+from mailfs.fuse.changes import EDIT_DEADLINE_S
+from mailfs.message.keywords import (
+    LETTER_BITS,
+    is_mark,
+    keywords_of_flags,
+    letters_of_flags,
+    parse_keyword,
+)
+from mailfs.search.names import MAX_NAME_BYTES, RESERVED
+from mailfs.store.prepare import PARSED_BYTES
+from mailfs.store.schema import FIRST_SEARCHES, FORMAT_VERSION
+from mailfs.views.edits import MAX_BASE_BYTES
+from mailfs.views.entries import MAX_NAMES
+from mailfs.views.refresh import EVALUATION_DEADLINE_S, LINGER_S
 from tests.fakes import PROJECT
 
+PAGES = sorted((PROJECT / "man").iterdir())
 PAGE = PROJECT / "man" / "mailfs.1"
+CLIENTS_PAGE = PROJECT / "man" / "mailfs-clients.7"
+SEARCH_PAGE = PROJECT / "man" / "mailfs-search.7"
+CLIENT_TESTS = PROJECT / "tests" / "clients"
 _OPTION = re.compile(r"(?<![\w-])--?[a-z][a-z-]*")
 # In every command, and described once.
 _HELP = {"-h", "--help"}
@@ -50,13 +71,16 @@ def _arguments(words: str) -> list[str]:
     return [quoted or bare for quoted, bare in re.findall(r'"([^"]*)"|(\S+)', words)]
 
 
+def _split(request: str, roff: str) -> dict[str, str]:
+    """The roff below each .SH or .SS, by its title."""
+    _, *pieces = re.split(rf"^\.{request} ", roff, flags=re.MULTILINE)
+    titled = (piece.partition("\n") for piece in pieces)
+    return {_plain(title.strip('"')): below for title, _, below in titled}
+
+
 @cache
-def _sections() -> dict[str, str]:
-    """The roff below each .SH, by its title."""
-    _, *pieces = re.split(r"^\.SH ", PAGE.read_text("utf-8"), flags=re.MULTILINE)
-    return {
-        title.strip('"'): roff for title, _, roff in (piece.partition("\n") for piece in pieces)
-    }
+def _sections(page: Path = PAGE) -> dict[str, str]:
+    return _split("SH", page.read_text("utf-8"))
 
 
 def _tags(roff: str) -> list[str]:
@@ -95,16 +119,16 @@ def _has_word(word: str, text: str) -> bool:
     return re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", text) is not None
 
 
-def _examples() -> list[str]:
-    """The lines of the page that are shown as commands."""
-    page = _plain(
-        PAGE.read_text("utf-8").replace("\n.EX\n", "\n{{{\n").replace("\n.EE\n", "\n}}}\n")
-    )
-    return [
-        line
-        for block in re.findall(r"\{{3}\n(.*?)\}{3}", page, re.DOTALL)
-        for line in block.splitlines()
-    ]
+def _examples(roff: str) -> list[str]:
+    """The lines that are shown as commands, or as configuration."""
+    blocks = re.findall(r"^\.EX\n(.*?)^\.EE", roff, re.DOTALL | re.MULTILINE)
+    return [line for block in blocks for line in _plain(block).splitlines() if line]
+
+
+def _commands_shown() -> list[str]:
+    """The examples of both pages that begin with our name."""
+    lines = [line for page in (PAGE, CLIENTS_PAGE) for line in _examples(page.read_text("utf-8"))]
+    return [line for line in lines if line.startswith("mailfs ")]
 
 
 def test_the_page_has_a_part_for_every_command_and_for_no_other() -> None:
@@ -174,11 +198,11 @@ def test_a_command_line_that_cannot_be_understood_exits_with_a_code_of_the_table
 
 
 def test_the_commands_a_user_begins_with_are_shown() -> None:
-    shown = {word for line in _examples() for word in line.split()} & set(_commands())
+    shown = {word for line in _commands_shown() for word in line.split()} & set(_commands())
     assert shown >= {"init", "import", "mount", "umount", "search", "show", "tag", "save"}
 
 
-@pytest.mark.parametrize("example", [line for line in _examples() if line.startswith("mailfs ")])
+@pytest.mark.parametrize("example", _commands_shown())
 def test_every_example_is_a_command(example: str) -> None:
     words = shlex.split(example.partition(" > ")[0])[1:]
     parsed = parse_arguments(words)
@@ -195,24 +219,122 @@ def test_the_letters_are_those_of_the_code() -> None:
     assert table == sorted(table)
 
 
+def test_the_words_called_marks_are_marks() -> None:
+    terms = _split("SS", _sections()["DESCRIPTION"])["Terminology"]
+    text = terms.partition("\n.I mark\n")[2].partition(".TP")[0]
+    words = re.findall(r"^\.BR? ([a-z]+)", text, re.MULTILINE)
+    assert len(words) > 1
+    assert all(is_mark(parse_keyword(word)) for word in [*words, "$label1"])
+
+
 def test_the_first_searches_are_those_of_the_code() -> None:
     text = " ".join(_parts()["init"].text.split())
     for name, query in FIRST_SEARCHES:
         assert f"{name} ({query})" in text
 
 
-def test_the_title_names_the_version() -> None:
+def _part(title: str, section: str = "THE MOUNT") -> str:
+    return _split("SS", _sections()[section])[title]
+
+
+def _errors() -> dict[str, str]:
+    """What the page says of each errno, by its name."""
+    entries = re.split(r"^\.TP\n", _part("Errors"), flags=re.MULTILINE)[1:]
+    said: dict[str, str] = {}
+    for entry in entries:
+        tag, _, text = entry.partition("\n")
+        said |= {name: " ".join(_plain(text).split()) for name in re.findall(r"\bE[A-Z]+", tag)}
+    return said
+
+
+def test_every_errno_named_is_one_that_the_code_gives() -> None:
+    code = "\n".join(path.read_text("utf-8") for path in (PROJECT / "mailfs").rglob("*.py"))
+    assert set(_errors()) >= {"EPERM", "EEXIST", "EXDEV", "EAGAIN", "ENAMETOOLONG", "ENOSPC"}
+    for name in _errors():
+        assert hasattr(errno, name)
+        assert _has_word(name, code), name
+
+
+def test_the_limits_are_those_of_the_code() -> None:
+    said = _errors()
+    assert f"{MAX_NAMES} names" in said["EMLINK"]
+    assert f"more than {MAX_BASE_BYTES} bytes" in said["ENAMETOOLONG"]
+    assert f"more than {MAX_NAME_BYTES}." in said["ENAMETOOLONG"]
+    assert (EDIT_DEADLINE_S, EVALUATION_DEADLINE_S, LINGER_S) == (10, 2 * 60, 5 * 60)
+    assert "ten seconds" in said["EAGAIN"]
+    assert "two minutes" in said["EAGAIN"]
+    assert "five minutes" in _plain(_part("Directories"))
+    assert f"version is {FORMAT_VERSION}." in _plain(_sections()["FILES"])
+    searched = _plain(_sections(SEARCH_PAGE)["LIMITS"])
+    assert f"the first {PARSED_BYTES >> 20} MiB" in searched
+
+
+def test_the_names_no_search_can_have_are_those_of_the_code() -> None:
+    words = re.findall(r"^\.BR? (\S+)", _sections()["COMMANDS"], re.MULTILINE)
+    assert set(words) >= RESERVED
+
+
+def _clients() -> dict[str, str]:
+    """What mailfs-clients.7 says of each client, by the heading, which names one or more."""
+    kinds = ("MAIL READERS", "SERVERS AND SYNCHRONISERS", "DELIVERY", "INDEXERS", "BY HAND")
+    sections = _sections(CLIENTS_PAGE)
+    return {
+        heading: roff for kind in kinds for heading, roff in _split("SS", sections[kind]).items()
+    }
+
+
+def _tests_of(client: str) -> dict[str, str]:
+    """The modules in tests/clients that name a client, by their names."""
+    modules = {path.stem: path.read_text("utf-8") for path in CLIENT_TESTS.glob("*.py")}
+    return {name: text for name, text in modules.items() if _has_word(client, text)}
+
+
+@pytest.mark.parametrize("heading", _clients())
+def test_every_client_with_a_heading_has_tests(heading: str) -> None:
+    for client in heading.split(", "):
+        assert any(name.startswith("test_") for name in _tests_of(client)), client
+
+
+@pytest.mark.parametrize("module", sorted(path.stem for path in CLIENT_TESTS.glob("test_*.py")))
+def test_every_module_of_client_tests_is_about_a_client_with_a_heading(module: str) -> None:
+    clients = [client for heading in _clients() for client in heading.split(", ")]
+    assert [client for client in clients if module in _tests_of(client)]
+
+
+def _words_of_configuration(line: str) -> list[str]:
+    """Names and values; not the paths, which a test has elsewhere, nor what is only an example of something."""
+    line = re.sub(r"(?<!\w)(~|\$HOME|\$MAILDIR|%h|/)[^\s\"':;]*", "", line)
+    line = re.sub(r"\S+\.example\.org|\bmailfs mount\b.*|\S+\.eml", "", line)
+    return re.findall(r"--[a-z-]+|[A-Za-z$][\w$-]*", line)
+
+
+@pytest.mark.parametrize("heading", _clients())
+def test_every_word_of_a_configuration_shown_is_in_the_tests_of_that_client(heading: str) -> None:
+    texts = [text for client in heading.split(", ") for text in _tests_of(client).values()]
+    for line in _examples(_clients()[heading]):
+        missing = [
+            word
+            for word in _words_of_configuration(line)
+            if not any(_has_word(word, text) for text in texts)
+        ]
+        assert missing == [], line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_title_names_the_page_and_the_version(page: Path) -> None:
+    name = f"{page.stem.upper()} {page.suffix[1:]}"
     title = re.search(
-        r'^\.TH MAILFS 1 [\d-]+ "mailfs ([\d.]+)"', PAGE.read_text("utf-8"), re.MULTILINE
+        rf'^\.TH {name} [\d-]+ "mailfs ([\d.]+)"', page.read_text("utf-8"), re.MULTILINE
     )
     assert title is not None
     assert __version__.startswith(title[1])
 
 
 @pytest.mark.skipif(shutil.which("mandoc") is None, reason="mandoc is not installed")
-def test_mandoc_finds_nothing_to_warn_of() -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_mandoc_finds_nothing_to_warn_of(page: Path) -> None:
     lint = subprocess.run(
-        ["mandoc", "-T", "lint", "-W", "warning", str(PAGE)],
+        ["mandoc", "-T", "lint", "-W", "warning", str(page)],
         capture_output=True,
         text=True,
         timeout=30,
