@@ -96,21 +96,27 @@ class Changes:
         self.publish(sync_letters(self.tree, view))
         if view.letters is not before:
             self._unsettled.append(view)
-        if self._unsettled:
             self._settle_letters()
 
     def _settle_letters(self) -> None:
-        """Letters that got a meaning are keywords from now on; while the store is busy, at the next request."""
-        while self._unsettled:
-            edits = plan_meanings(self.tree, self._unsettled[-1])
+        """Letters that got a meaning are keywords from now on; while the store is busy or full, a little later.
+
+        Never raises: the names are as true as before, and who asked for them did not ask for this.
+        """
+        unsettled, self._unsettled = self._unsettled, []
+        for view in unsettled:
+            if self.tree.views.get(view.search.name) is not view:
+                continue  # forgotten, or another query by now: its entries are read anew
             try:
+                edits = plan_meanings(self.tree, view)
                 if edits:
                     commit_entries(self.tree.store, edits, 0)
-            except Busy:
-                return
-            self._unsettled.pop()
-            self.is_dirty = self.is_dirty or bool(edits)
-            self.sync_tree()
+                    self.is_dirty = True
+                    self.sync_tree()
+            except MailfsError as error:
+                if not isinstance(error, Busy):
+                    self.explain("keywords of letters", error)
+                self._unsettled.append(view)
 
     async def load(self, view: View) -> None:
         """Evaluate a view, in a thread, if that must be before it is listed."""
@@ -125,6 +131,7 @@ class Changes:
         """Other processes' changes while nobody asks, the end of lingering, and names whose messages have left."""
         self.sync_tree()
         self.publish(end_lingering(self.tree, time.monotonic()))
+        self._settle_letters()
         self._forget_stale_names()
 
     def _forget_stale_names(self) -> None:

@@ -178,6 +178,7 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         """utime, chmod and chown of messages and views are accepted and change nothing; a message cannot be cut."""
         if is_file_ino(inode):
+            await self.ordinary.settle_ino(inode)
             return self.ordinary.set_attributes(inode, attr, fields, fh)
         docid = docid_of_or_none(inode)
         if docid is None:
@@ -236,6 +237,8 @@ class Operations(pyfuse3.Operations):
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         docid = docid_of_or_none(inode)
         if docid is None:
+            if flags & os.O_ACCMODE:
+                await self.ordinary.settle_ino(inode)
             docid = self.ordinary.message_or_none(inode)
             if docid is None:
                 return self.ordinary.open(inode, flags)
@@ -253,6 +256,7 @@ class Operations(pyfuse3.Operations):
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
+        await self.ordinary.settle(parent_inode, name)
         return self.ordinary.create(parent_inode, name, flags, mode)
 
     def _store_pages(self, docid: Docid) -> None:
@@ -280,7 +284,9 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        return self.ordinary.write(self.handles.file(fh), off, buf)
+        handle = self.handles.file(fh)
+        await self.ordinary.settle_ino(handle.ino)
+        return self.ordinary.write(handle, off, buf)
 
     @handler
     async def release(self, fh: int) -> None:
@@ -332,8 +338,10 @@ class Operations(pyfuse3.Operations):
                 raise EditRefused("a message can be linked into tmp, cur and new only", errno.EXDEV)
             self.tree.put_alias(Alias(directory.search_id, new_name), docid)
             return self._answers.not_kept(self.tree.held_attributes(docid))
-        if docid is None and not self.ordinary.files.attributes(Ino(inode)).stat.st_size:
-            return self.ordinary.link(inode, new_parent_inode, new_name)  # not yet a message
+        if docid is None and await self._is_unfinished(Ino(inode)):
+            answer = self.ordinary.link(inode, new_parent_inode, new_name)
+            self.ordinary.wait_for(self.tree.area(directory), new_name)
+            return answer
         if docid is None:
             docid = await self._link_file(Ino(inode), directory, new_name)
         else:
@@ -343,6 +351,18 @@ class Operations(pyfuse3.Operations):
             )
         self.tree.remember_written(directory, new_name, docid)
         return self._message_answer(directory, new_name)
+
+    async def _is_unfinished(self, ino: Ino) -> bool:
+        """Whether a file is no message yet: empty, or still being written; then what is there is made durable."""
+        source = self.ordinary.spooled(*self.ordinary.files.place_of(ino))
+        if source is None:
+            return False
+        if not self.ordinary.size(source):
+            return True
+        if not self.ordinary.is_being_written(source):
+            return False
+        await self.changes.sync_path(source.path)
+        return True
 
     async def _link_file(self, ino: Ino, directory: Directory, name: bytes) -> Docid:
         place, source_name = self.ordinary.files.place_of(ino)

@@ -20,6 +20,7 @@ from mailfs.fuse.changes import EDIT_DEADLINE_S, Changes
 from mailfs.fuse.handles import FileHandle, Handles
 from mailfs.ids import Docid, Fh, Ino
 from mailfs.message.maildir import split_name
+from mailfs.store.lock import hold_for_writing, is_held_for_writing
 from mailfs.views.arrivals import Arrival, SpooledFile, plan_arrival
 from mailfs.views.edits import check_base
 from mailfs.views.files import FileAttributes, Place, is_file_ino
@@ -157,6 +158,8 @@ class OrdinaryFiles:
 
     def _opened(self, ino: Ino, fd: int, flags: int) -> FileInfo:
         self.files.opened(ino, fd, flags)
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            hold_for_writing(fd)
         self._info.fh = self._handles.open_file(FileHandle(ino, fd))
         return self._info
 
@@ -179,16 +182,11 @@ class OrdinaryFiles:
     async def release(self, fh: Fh) -> None:
         """The last close(2) of an open file: one made in cur/ or new/ is taken in."""
         handle = self._handles.files.pop(fh)
-        place_and_name = None
-        if not handle.is_sealed:
-            try:
-                place_and_name = self.files.place_of(handle.ino)
-            except NotFound:
-                place_and_name = None  # removed while it was open
+        # Known before it is closed: none, if it was removed or has become a message while it was open.
+        names = [] if handle.is_sealed else self.files.names_of(handle.ino)
         self.files.closed(handle.ino, handle.fd)
         os.close(handle.fd)
-        if place_and_name is not None:
-            place, name = place_and_name
+        for place, name in names:
             directory = self._tree.directory_of_area_or_none(place)
             if name == KEYWORDS_FILE and directory is not None and directory.view is not None:
                 self._changes.sync_letters(directory.view)
@@ -212,6 +210,14 @@ class OrdinaryFiles:
         if found is not None:
             self.files.forget(found.ino)
         return found is not None
+
+    def is_being_written(self, source: SpooledFile) -> bool:
+        """Whether a client of this mount or another one has the file open for writing."""
+        return self.files.is_open_for_writing(source.ino) or is_held_for_writing(source.path)
+
+    def wait_for(self, place: Place, name: bytes) -> None:
+        """A file in cur/ or new/ is to be taken in when nobody writes it any more, whoever does."""
+        self._waiting.add((place, name))
 
     def size(self, source: SpooledFile) -> int:
         return os.lstat(source.path).st_size
@@ -254,6 +260,9 @@ class OrdinaryFiles:
             return
         if self.files.is_open_for_writing(source.ino):
             return  # its own release will come
+        if self.is_being_written(source):
+            self._waiting.add((place, name))  # by a client of another mount
+            return
         if source.ino in self._in_flight:
             return  # being delivered under another name
         arrival = plan_arrival(

@@ -165,9 +165,10 @@ class Renames:
                 raise EditRefused("an empty file cannot replace a message")
             # Not yet a message: mblaze's mcom reserves a name in cur/ like this, and writes there afterwards.
             return False
-        if self._ordinary.files.is_open_for_writing(source.ino) and not is_taken:
+        if self._ordinary.is_being_written(source) and not is_taken:
             # Not whole yet. What has been written survives power loss as an acknowledged delivery does.
             await self._changes.sync_path(source.path)
+            self._ordinary.wait_for(self._tree.area(new_directory), new_name)
             return False
         self._check_free(new_directory, new_name, is_exclusive)
         arrival = plan_arrival(

@@ -261,10 +261,6 @@ class Index:
 
     # --- names that clients chose
 
-    def has_chosen_names(self, search_id: SearchId) -> bool:
-        """Whether any message of a view has one."""
-        return bool(self.rows("SELECT 1 FROM entry WHERE search_id = ? LIMIT 1", (search_id,)))
-
     def chosen_names(self, search_id: SearchId) -> Iterator[tuple[Docid, ChosenName]]:
         """All of a view, by docid, then base: one snapshot, streamed.
 

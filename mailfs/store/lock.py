@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mailfs.errors import Busy
@@ -100,3 +100,26 @@ def describe_owner(path: Path) -> str:
         )
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
+
+
+def hold_for_writing(fd: int) -> None:
+    """Say that a client may be writing a file: seen by every mount of the store until the descriptor is closed."""
+    with suppress(OSError):
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def is_held_for_writing(path: bytes) -> bool:
+    """Whether some client of some mount may be writing a file. The kernel drops what a dead mount held."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return False

@@ -161,6 +161,11 @@ class Files:
             raise NotFound(f"file {ino} has been removed")
         return node.names[-1]
 
+    def names_of(self, ino: Ino) -> list[tuple[Place, bytes]]:
+        """All known names of a file, the one seen last first; none when it has been removed."""
+        node = self._nodes.get(ino)
+        return [] if node is None else list(reversed(node.names))
+
     def entries(self, place: Place) -> list[FileEntry]:
         """The files in a place, by name; none when its area has not been made. What vanishes meanwhile is left out.
 

@@ -8,7 +8,6 @@ that stands for nothing we know keeps no meaning and stays in the name.
 """
 
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -69,11 +68,6 @@ class LetterMap:
             return capitals
         mapped = bytes(letter for letter, bit in self.flags.items() if flags & bit)
         return bytes(sorted({*capitals, *mapped, *own, *extra}))
-
-    def letters_of_keywords(self, keywords: Iterable[Keyword]) -> bytes:
-        """The letters of the user's own keywords that have one, sorted."""
-        wanted = set(keywords)
-        return bytes(sorted(each for each, word in self.keywords.items() if word in wanted))
 
 
 NO_LETTERS = LetterMap()

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from tests.fakes import make_message
 from tests.mount.calls import deliver, refused, renameat2, spool
 from tests.mount.mounting import Mailfs
+from tests.mount.waiting import wait_until
 
 RAW = make_message(1)
 LONG_AGO_NS = 1_234_567_890_123_456_789
@@ -141,17 +143,28 @@ def test_a_message_cannot_be_written(inbox: Path) -> None:
     assert path.read_bytes() == RAW
 
 
-def test_who_has_a_delivered_file_open_cannot_change_the_message(inbox: Path) -> None:
+@pytest.mark.parametrize("call", [os.link, os.rename])
+def test_a_file_that_is_being_written_becomes_a_message_when_it_is_closed(
+    mailfs: Mailfs, inbox: Path, call: Callable[[Path, Path], None]
+) -> None:
     path = spool(inbox, "1", RAW)
-    with path.open("rb+", buffering=0) as file:
-        os.link(path, inbox / "cur/1:2,")
-        for change in (
-            lambda: file.write(b"X"),
-            lambda: os.ftruncate(file.fileno(), 0),
-            lambda: path.write_bytes(b"X"),
-        ):
-            with refused(errno.EPERM):
-                change()
+    with path.open("ab", buffering=0) as file:
+        call(path, inbox / "cur/1:2,S")
+        file.write(b"more\n")
+        assert mailfs.count("*") == 0
+        assert (inbox / "cur/1:2,S").read_bytes() == RAW + b"more\n"
+    wait_until(lambda: mailfs.count("is:seen") == 1, "the message to be taken in")
+    assert mailfs.names("inbox") == ["1:2,S"]
+    assert (inbox / "cur/1:2,S").read_bytes() == RAW + b"more\n"
+    assert os.listdir(inbox / "tmp") == (["1"] if call is os.link else [])
+
+
+def test_a_delivered_file_cannot_be_changed_by_its_old_name(inbox: Path) -> None:
+    path = spool(inbox, "1", RAW)
+    os.link(path, inbox / "cur/1:2,")
+    for change in (lambda: path.write_bytes(b"X"), lambda: os.truncate(path, 0)):
+        with refused(errno.EPERM):
+            change()
     path.unlink()
     assert (inbox / "cur/1:2,").read_bytes() == RAW
 

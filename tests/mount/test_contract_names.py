@@ -300,3 +300,17 @@ def test_of_two_mounts_that_give_one_name_one_succeeds(mailfs: Mailfs, second: P
         for root in (mailfs.mountpoint, second):
             raw = (root / "inbox/cur" / f"{name}:2,").read_bytes()
             assert raw == make_message(1 if first else 2)
+
+
+def test_a_file_a_client_of_another_mount_is_writing_is_not_taken_in_half(
+    mailfs: Mailfs, inbox: Path, second: Path
+) -> None:
+    """Mounted while a file is written in cur/, and renamed by a client of that mount meanwhile (aerc takes all of new/)."""
+    with (inbox / "cur/1:2,").open("xb", buffering=0) as file:
+        file.write(RAW)
+        elsewhere = second / "inbox/cur"
+        assert (elsewhere / "1:2,").read_bytes() == RAW
+        (elsewhere / "1:2,").rename(elsewhere / "1:2,S")
+        file.write(b"more\n")
+    wait_until(lambda: mailfs.count("is:seen") == 1, "the message to be taken in")
+    assert (inbox / "cur/1:2,S").read_bytes() == RAW + b"more\n"

@@ -39,10 +39,7 @@ def changed_since(store: Store, modseq: int) -> list[Docid]:
 
 def test_a_chosen_name_is_read_back_as_it_was_put(store: Store, deliver: Deliver) -> None:
     docid, other, inbox = deliver(), deliver(), search_id(store, "inbox")
-    assert not store.index.has_chosen_names(inbox)
     put(store, inbox, docid, NAME)
-    assert store.index.has_chosen_names(inbox)
-    assert not store.index.has_chosen_names(search_id(store, "all"))
     assert list(store.index.chosen_names(inbox)) == [(docid, NAME)]
     assert store.index.chosen_names_of([other, docid]) == [(inbox, docid, NAME)]
     assert store.index.docid_of_base_or_none(inbox, NAME.base) == docid
@@ -289,5 +286,4 @@ def test_any_edits_leave_what_a_model_says_and_stamp_what_they_changed(
         for view in views:
             expected = sorted((d, n) for (own, _), (d, n) in model.items() if own == view)
             assert list(store.index.chosen_names(view)) == expected
-            assert store.index.has_chosen_names(view) == bool(expected)
         assert len(store.index.chosen_names_of(docids)) == len(model)
