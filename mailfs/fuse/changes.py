@@ -7,6 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar, TypeVarTuple
 
+import trio
+import trio.lowlevel
+
 from mailfs.errors import Busy, MailfsError, NotFound
 from mailfs.fuse.notify import Notifier
 from mailfs.ids import Docid, SearchId
@@ -30,7 +33,7 @@ from mailfs.views.refresh import (
     stop_lingering,
     sync_letters,
 )
-from mailfs.views.searches import SearchEdit
+from mailfs.views.searches import RenamedSearches, SearchEdit
 from mailfs.views.tree import Directory, Invalidation, Tree
 from mailfs.views.view import View
 
@@ -38,6 +41,8 @@ log = logging.getLogger(__name__)
 
 # How long a client's rename or unlink waits for a writer in another process before EAGAIN.
 EDIT_DEADLINE_S = 10.0
+# Entries edited at once where nobody asked for it: some 50 ms.
+_SLICE_EDITS = 50
 # Refusals are explained once each; a client that makes up names must not fill the log.
 _MAX_EXPLAINED = 1000
 
@@ -95,28 +100,39 @@ class Changes:
         before = view.letters
         self.publish(sync_letters(self.tree, view))
         if view.letters is not before:
-            self._unsettled.append(view)
-            self._settle_letters()
+            edits = plan_meanings(self.tree, view)
+            if len(edits) > _SLICE_EDITS or not self._settle(edits):
+                self._unsettled.append(view)
 
-    def _settle_letters(self) -> None:
-        """Letters that got a meaning are keywords from now on; while the store is busy or full, a little later.
+    def _settle(self, edits: Sequence[EntryEdit]) -> bool:
+        """Letters that got a meaning are keywords from now on; False while the store is busy or full.
 
         Never raises: the names are as true as before, and who asked for them did not ask for this.
         """
+        try:
+            if edits:
+                commit_entries(self.tree.store, edits, 0)
+                self.is_dirty = True
+                self.sync_tree()
+        except Busy:
+            return False
+        except MailfsError as error:
+            self.explain("keywords of letters", error)
+            return False
+        return True
+
+    async def settle_letters(self) -> None:
+        """The letters of a whole Maildir, in slices between which others are served."""
         unsettled, self._unsettled = self._unsettled, []
         for view in unsettled:
-            if self.tree.views.get(view.search.name) is not view:
-                continue  # forgotten, or another query by now: its entries are read anew
-            try:
-                edits = plan_meanings(self.tree, view)
-                if edits:
-                    commit_entries(self.tree.store, edits, 0)
-                    self.is_dirty = True
-                    self.sync_tree()
-            except MailfsError as error:
-                if not isinstance(error, Busy):
-                    self.explain("keywords of letters", error)
-                self._unsettled.append(view)
+            # One that was forgotten, or has another query by now, is read anew.
+            is_there = self.tree.views.get(view.search.name) is view
+            edits = plan_meanings(self.tree, view) if is_there else []
+            for start in range(0, len(edits), _SLICE_EDITS):
+                if not self._settle(edits[start : start + _SLICE_EDITS]):
+                    self._unsettled.append(view)
+                    break
+                await trio.lowlevel.checkpoint()
 
     async def load(self, view: View) -> None:
         """Evaluate a view, in a thread, if that must be before it is listed."""
@@ -131,7 +147,6 @@ class Changes:
         """Other processes' changes while nobody asks, the end of lingering, and names whose messages have left."""
         self.sync_tree()
         self.publish(end_lingering(self.tree, time.monotonic()))
-        self._settle_letters()
         self._forget_stale_names()
 
     def _forget_stale_names(self) -> None:
@@ -184,6 +199,8 @@ class Changes:
             commit(self.tree.store, edit, 0)
         except Busy:
             await self.blocking(commit, self.tree.store, edit, EDIT_DEADLINE_S)
+        if isinstance(edit, RenamedSearches):
+            self.tree.move_folders(edit.path, edit.new_path)
         self.is_dirty = True
         self.sync_tree()
 

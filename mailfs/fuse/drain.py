@@ -65,6 +65,7 @@ class Drain:
         self._poll = select.poll()
         self._registered: set[int] = set()
         self._burst = 0
+        self._in_threads = 0
 
     def enable(self) -> None:
         """Put the stand-in in pyfuse3's place of `trio`. Before pyfuse3.main()."""
@@ -88,7 +89,11 @@ class Drain:
         """Run something slow in a thread while other requests are served. The only way a handler waits."""
         for lock in self._locks:
             lock.let_another_read()
-        return await trio.to_thread.run_sync(function, *arguments)
+        self._in_threads += 1
+        try:
+            return await trio.to_thread.run_sync(function, *arguments)
+        finally:
+            self._in_threads -= 1
 
     def tick(self) -> None:
         """Now and then: wake a parked worker while nobody reads.
@@ -126,7 +131,8 @@ class Drain:
         if fd not in self._registered:
             self._poll.register(fd, select.POLLIN)
             self._registered.add(fd)
-        if self._burst < BURST:
+        # A thread at work needs the interpreter lock, which spinning takes again and again.
+        if self._burst < BURST and not self._in_threads:
             give_up = time.perf_counter() + SPIN_S
             while not self.is_closing:
                 if self._is_ready():

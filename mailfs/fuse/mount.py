@@ -152,6 +152,7 @@ class Session:
                 self._drain.tick()
             try:
                 self._operations.changes.tick()
+                await self._operations.changes.settle_letters()
                 await self._operations.changes.evaluate_again()
                 await self._operations.ordinary.take_in_waiting()
                 if self._operations.changes.is_dirty and trio.current_time() - synced_s >= SYNC_S:

@@ -6,7 +6,7 @@ Between a plan and its transaction another client may have made a copy, or taken
 import errno
 from collections.abc import Iterable
 
-from mailfs.errors import EditRefused, NotFound
+from mailfs.errors import Busy, EditRefused, NoSuchSearch, NotFound, QuerySyntaxError
 from mailfs.ids import Docid, Keyword
 from mailfs.message.maildir import ChosenName, parse_base_or_none
 from mailfs.search.query import parse_query
@@ -23,6 +23,9 @@ class ViewEntries:
     """The entries of one view as a transaction sees and changes them."""
 
     def __init__(self, tx: Transaction, view: View) -> None:
+        """Raises NoSuchSearch for a view that was forgotten since the plan was made, Busy for one with a new query."""
+        if tx.searches.query(view.search.search_id) != view.search.query:
+            raise Busy(f"the search {view.search.name} has just been changed: try again")
         self._tx = tx
         self._view = view
         self._search_id = view.search.search_id
@@ -123,7 +126,10 @@ class ViewEntries:
         kept: set[Keyword] = set()
         is_copied = False
         for search_id in tx.entries.copies(docid) - {self._search_id}:
-            query = parse_query(tx.searches.query(search_id))
+            try:
+                query = parse_query(tx.searches.query(search_id))
+            except (NoSuchSearch, QuerySyntaxError):
+                continue  # nobody is shown that copy
             if tx.matches(query, docid):
                 is_copied = True
                 rule = label_rule(query)

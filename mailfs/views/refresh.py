@@ -237,6 +237,8 @@ def _update_view(
             names = chosen.get(row.docid, ())
             letters = own_letters.get(row.docid, b"")
             invalidations += _update_entry(tree, view, row, names, letters)
+        elif row.docid in chosen:  # to another mount it lingers, and was given a name there
+            tree.stale_names.add((view.search.search_id, row.docid))
 
 
 def _update_entry(

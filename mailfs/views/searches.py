@@ -33,6 +33,8 @@ class ForgottenSearch:
 class RenamedSearches:
     """What mv of a directory renames: the search and those below it; with them the keywords called like them."""
 
+    path: str
+    new_path: str
     names: tuple[tuple[str, str], ...]
     is_folder: bool = False  # the directory itself is no search
 
@@ -136,7 +138,10 @@ def plan_rename_directory(
         raise EditRefused(f"{new_path} is there already", errno.ENOTEMPTY)
     if f"{new_path}/".startswith(f"{path}/"):
         raise EditRefused(f"{path} cannot be put into itself", errno.EINVAL)
+    _check_folders_empty(tree, directory)
     return RenamedSearches(
+        path,
+        new_path,
         tuple(
             (search.name, new_path + search.name[len(path) :])
             for search in tree.store.index.searches()
@@ -144,6 +149,17 @@ def plan_rename_directory(
         ),
         is_folder=directory.kind == Kind.FOLDER,
     )
+
+
+def _check_folders_empty(tree: Tree, directory: Directory) -> None:
+    """Files in plain folders go by the folder's path: they would stay behind."""
+    children = tree.entries(directory)
+    for _, child in children:
+        _check_folders_empty(tree, child)
+    if directory.kind == Kind.FOLDER:
+        below = {name for name, _ in children}
+        if any(entry.name not in below for entry in tree.files.entries(tree.area(directory))):
+            raise EditRefused(f"{directory.path} holds files: move these first", errno.ENOTEMPTY)
 
 
 def commit_search(tx: Transaction, edit: SearchEdit) -> None:
@@ -165,8 +181,8 @@ def _rename_searches(tx: Transaction, edit: RenamedSearches) -> None:
     Raises NoSuchSearch when the search was forgotten meanwhile.
     """
     queries = tx.searches.queries()
-    if not edit.is_folder and edit.names[0][0] not in queries:
-        raise NoSuchSearch(f"no saved search named {edit.names[0][0]}: see `mailfs searches`")
+    if not edit.is_folder and edit.path not in queries:
+        raise NoSuchSearch(f"no saved search named {edit.path}: see `mailfs searches`")
     names = {name: to for name, to in edit.names if name in queries}
     keywords = []
     for name, to in names.items():

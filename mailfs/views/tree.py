@@ -10,6 +10,7 @@ numbered as they come.
 All of it is for the thread that serves requests.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -142,6 +143,7 @@ class Tree:
         self._by_ino: dict[Ino, Directory] = {}
         self._children: dict[str, dict[bytes, Directory]] = {}
         self._folder_inos: dict[str, Ino] = {"": ROOT_INO}
+        self._folders_made = 1
         self._areas: dict[Ino, Area] = {}
         self._area_inos: dict[Area, Ino] = {}
         self._mtimes_ns: dict[str, int] = {}
@@ -169,6 +171,10 @@ class Tree:
         for name, view in sorted(self.views.items()):
             self._place_view(name, view)
         self._move_mtimes(children_before)
+        for path in sorted(children_before.keys() - self._children.keys(), reverse=True):
+            # An empty area of a plain folder that is gone would be an ordinary directory of its name.
+            with contextlib.suppress(OSError):
+                os.rmdir(area_of(self.store.layout, None, "", path))
 
     def _move_mtimes(self, children_before: dict[str, set[bytes]]) -> None:
         """The times of directories that hold directories: of the newest search in them, then of changes seen."""
@@ -194,8 +200,19 @@ class Tree:
         view.cur_mtime_ns = state.cur_mtime_ns
         return view
 
+    def move_folders(self, path: str, new_path: str) -> None:
+        """mv: the plain folders at and below a path keep their numbers, by which the kernel knows them."""
+        for old, ino in list(self._folder_inos.items()):
+            if old == path or old.startswith(f"{path}/"):
+                del self._folder_inos[old]
+                self._areas.pop(ino, None)
+                self._folder_inos[new_path + old[len(path) :]] = ino
+
     def _place_folder(self, path: str) -> None:
-        ino = self._folder_inos.setdefault(path, Ino(_FOLDER_INO + len(self._folder_inos)))
+        ino = self._folder_inos.get(path)
+        if ino is None:
+            ino = self._folder_inos[path] = Ino(_FOLDER_INO + self._folders_made)
+            self._folders_made += 1
         self._place(path, Directory(ino, Kind.FOLDER, path, None))
 
     def _place_view(self, name: str, view: View) -> None:

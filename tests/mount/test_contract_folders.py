@@ -314,3 +314,20 @@ def test_a_client_takes_all_of_new_to_cur_at_once(mailfs: Mailfs) -> None:
         (inbox / "cur" / f"{name}:2,").rename(inbox / "cur" / f"{name}:2,S")
     assert mailfs.count("is:seen") == 1000
     assert mailfs.count("is:recent") == 0
+
+
+def test_a_plain_folder_of_views_is_renamed_with_them_unless_it_holds_files(mailfs: Mailfs) -> None:
+    mailfs.create(messages=2)
+    mailfs.mount()
+    mailfs.say("save", "lists/linux", "tag:inbox")
+    old, new = mailfs.path("lists"), mailfs.path("l2")
+    number = old.stat().st_ino
+    (old / ".side").write_text("x")
+    with refused(errno.ENOTEMPTY):
+        old.rename(new)
+    (old / ".side").unlink()
+    old.rename(new)
+    assert new.stat().st_ino == number
+    assert os.listdir(new) == ["linux"]
+    assert len(mailfs.names("l2/linux")) == 2
+    assert not old.exists()

@@ -314,3 +314,14 @@ def test_a_file_a_client_of_another_mount_is_writing_is_not_taken_in_half(
         file.write(b"more\n")
     wait_until(lambda: mailfs.count("is:seen") == 1, "the message to be taken in")
     assert (inbox / "cur/1:2,S").read_bytes() == RAW + b"more\n"
+
+
+def test_letters_of_a_whole_maildir_become_keywords_when_their_file_comes_last(
+    mailfs: Mailfs, inbox: Path
+) -> None:
+    """As rsync brings a Maildir of Dovecot: cur/ before dovecot-keywords."""
+    for number in range(1, 121):
+        deliver(inbox, f"{number}.host:2,Sab", make_message(number))
+    (inbox / "dovecot-keywords").write_text("0 urgent\n1 $Forwarded\n")
+    wait_until(lambda: mailfs.count("tag:urgent is:forwarded") == 120, "the keywords")
+    assert mailfs.names("inbox")[0].endswith(":2,PSab")

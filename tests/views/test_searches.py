@@ -207,7 +207,7 @@ def test_mv_to_another_case_is_a_rename_of_the_search_alone(world: World) -> Non
     docid = world.deliver(keywords=("work",))
     saved(world, work="tag:work")
     edit = plan(world, "work", "Work")
-    assert edit == RenamedSearches((("work", "Work"),))
+    assert edit == RenamedSearches("work", "Work", (("work", "Work"),))
     world.edit(edit)
     assert queries(world) == {"Work": "tag:work"}
     assert world.keywords(docid) == {"work"}
