@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mailfs.cli.commands import Commands, Parser, add_command
-from mailfs.errors import EX_SOFTWARE, EX_UNAVAILABLE, MailfsError, MountError
+from mailfs.errors import EX_SOFTWARE, EX_UNAVAILABLE, MailfsError, MountError, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +135,10 @@ def _become_daemon(
         os.chdir("/")
         null = os.open(os.devnull, os.O_RDWR)
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
-        log_fd = os.open(log_path(root), flags, 0o600)
+        try:
+            log_fd = os.open(log_path(root), flags, 0o600)
+        except OSError as error:
+            raise StoreError(f"cannot write {log_path(root)}: {error.strerror}") from error
         for source, target in ((null, 0), (log_fd, 1), (log_fd, 2)):
             os.dup2(source, target)
         _serve(root, mountpoint, options, is_drained, report)

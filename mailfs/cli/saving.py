@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from mailfs.cli.commands import Commands, Parser, add_command, add_query
+from mailfs.errors import EditRefused
 
 ON_RM = ("unlink", "untag", "expunge", "refuse")
 
@@ -68,10 +69,14 @@ def run_forget(arguments: argparse.Namespace, root: Path) -> int:
 
     with Store.open(root) as store:
         search = store.index.search(arguments.name)
+        spool = store.layout.spool / str(search.search_id)
+        if any(path.is_file() for path in spool.rglob("*")):
+            raise EditRefused(
+                f"{spool} holds files that are not stored yet: mount the store and see to these first"
+            )
         with store.writer.transaction("forget", durable=True) as transaction:
             transaction.searches.forget(arguments.name)
-        for folder in (store.layout.sidecar, store.layout.spool):
-            left = folder / str(search.search_id)
-            if any(path.is_file() for path in left.rglob("*")):
-                print(f"mailfs: files of other programs stay in {left}", file=sys.stderr)
+        left = store.layout.sidecar / str(search.search_id)
+        if any(path.is_file() for path in left.rglob("*")):
+            print(f"mailfs: files of other programs stay in {left}", file=sys.stderr)
     return 0

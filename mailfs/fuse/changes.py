@@ -143,13 +143,12 @@ class Changes:
 
     # --- what time brings
 
-    def tick(self) -> None:
-        """Other processes' changes while nobody asks, the end of lingering, and names whose messages have left."""
+    async def tick(self) -> None:
+        """Other processes' changes while nobody asks, and the end of lingering."""
         self.sync_tree()
         self.publish(end_lingering(self.tree, time.monotonic()))
-        self._forget_stale_names()
 
-    def _forget_stale_names(self) -> None:
+    async def forget_stale_names(self) -> None:
         """A message that comes back must not have its old `,U=12`: to mbsync that is one it has expunged."""
         tree = self.tree
         stale = {pair for pair in tree.stale_names if not self._is_shown(*pair)}

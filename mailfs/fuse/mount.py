@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import signal
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,8 @@ TICK_S = 1.0
 # A flag change that nobody fsyncs survives power loss after at most this.
 SYNC_S = 3.0
 GRACE_S = 5.0
+# So long the timer takes in files that waited, before it looks after other things.
+TAKE_IN_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +106,17 @@ class Session:
 
     async def _serve(self) -> None:
         self._notifier.start()
+        # Before the first client: what a killed mount left must not come back after a client has removed it.
+        await self._operations.ordinary.take_in_waiting(TAKE_IN_S)
         async with trio.open_nursery() as nursery:
             await nursery.start(self._handle_signals)
             nursery.start_soon(self._tick)
             self._report_ready()
             await pyfuse3.main(1, _MAX_TASKS)
             nursery.cancel_scope.cancel()
+        # Closes that were still on their way: nobody has these files open any more.
+        self._operations.ordinary.find_waiting()
+        await self._operations.ordinary.take_in_waiting(GRACE_S)
 
     def _report_ready(self) -> None:
         log.info("mounted at %s", self._options.mountpoint)
@@ -150,19 +158,30 @@ class Session:
             await trio.sleep(TICK_S)
             if self._drain is not None:
                 self._drain.tick()
-            try:
-                self._operations.changes.tick()
-                await self._operations.changes.settle_letters()
-                await self._operations.changes.evaluate_again()
-                await self._operations.ordinary.take_in_waiting()
-                if self._operations.changes.is_dirty and trio.current_time() - synced_s >= SYNC_S:
-                    synced_s = trio.current_time()
-                    self._operations.changes.is_dirty = False
-                    await self._sync()
-            except MailfsError as error:
-                log.warning("%s", error)
-            except Exception:  # as in the handlers: what goes wrong here never ends the mount
-                log.exception("the timer failed")
+            changes = self._operations.changes
+            await self._attempt(changes.tick)
+            await self._attempt(changes.forget_stale_names)
+            await self._attempt(changes.settle_letters)
+            await self._attempt(changes.evaluate_again)
+            await self._attempt(self._take_in)
+            if changes.is_dirty and trio.current_time() - synced_s >= SYNC_S:
+                synced_s = trio.current_time()
+                changes.is_dirty = False
+                await self._attempt(self._sync)
+
+    async def _attempt(self, work: Callable[[], Awaitable[None]]) -> None:
+        """One thing the timer does; what goes wrong with it keeps neither the others from being done nor the mount."""
+        try:
+            await work()
+        except Busy:
+            log.debug("the timer comes back to this: the store is busy")
+        except MailfsError as error:
+            log.warning("%s", error)
+        except Exception:  # as in the handlers
+            log.exception("the timer failed")
+
+    async def _take_in(self) -> None:
+        await self._operations.ordinary.take_in_waiting(TAKE_IN_S)
 
     async def _sync(self) -> None:
         try:

@@ -341,7 +341,8 @@ class Operations(pyfuse3.Operations):
         if docid is None and await self._is_unfinished(Ino(inode)):
             answer = self.ordinary.link(inode, new_parent_inode, new_name)
             self.ordinary.wait_for(self.tree.area(directory), new_name)
-            return answer
+            await self.changes.sync_folder(self.tree.area(directory))
+            return self.ordinary.attributes(answer.st_ino)
         if docid is None:
             docid = await self._link_file(Ino(inode), directory, new_name)
         else:

@@ -10,11 +10,12 @@ import logging
 import os
 import stat
 import threading
+import time
 
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo
 
-from mailfs.errors import EditRefused, MailfsError, NotFound
+from mailfs.errors import Busy, EditRefused, MailfsError, NotFound
 from mailfs.fuse.answers import Answers
 from mailfs.fuse.changes import EDIT_DEADLINE_S, Changes
 from mailfs.fuse.handles import FileHandle, Handles
@@ -249,22 +250,10 @@ class OrdinaryFiles:
 
         An empty one waits: a program that only tests whether it can make files (vim's 4913) is not delivering.
         """
+        source = self._finished_or_none(place, name)
         directory = self._tree.directory_of_area_or_none(place)
-        if directory is None or not directory.holds_messages or is_hidden(name):
+        if source is None or directory is None:
             return
-        try:
-            source = self.spooled(place, name)
-            if source is None or not self.size(source):
-                return
-        except (NotFound, FileNotFoundError):
-            return
-        if self.files.is_open_for_writing(source.ino):
-            return  # its own release will come
-        if self.is_being_written(source):
-            self._waiting.add((place, name))  # by a client of another mount
-            return
-        if source.ino in self._in_flight:
-            return  # being delivered under another name
         arrival = plan_arrival(
             self._tree, source, directory, name, is_exclusive=False, is_lenient=True
         )
@@ -274,8 +263,30 @@ class OrdinaryFiles:
             # It stays where it is, an ordinary file; nothing is lost.
             self._changes.explain("taking in", error)
         except MailfsError as error:
-            self._changes.explain("taking in", error)
+            if not isinstance(error, Busy):
+                self._changes.explain("taking in", error)
             self._waiting.add((place, name))
+        except OSError as error:
+            log.warning("a file in cur or new cannot be taken in: %s", error.strerror)
+
+    def _finished_or_none(self, place: Place, name: bytes) -> SpooledFile | None:
+        """A file in cur/ or new/ that has something in it and that nobody writes. One that waits for others is noted."""
+        directory = self._tree.directory_of_area_or_none(place)
+        if directory is None or not directory.holds_messages or is_hidden(name):
+            return None
+        try:
+            source = self.spooled(place, name)
+            if source is None or not self.size(source):
+                return None
+        except (NotFound, FileNotFoundError):
+            return None
+        # Our own clients' release is still to come; and what is in flight is being delivered under another name.
+        if self.files.is_open_for_writing(source.ino) or source.ino in self._in_flight:
+            return None
+        if self.is_being_written(source):  # by a client of another mount
+            self._waiting.add((place, name))
+            return None
+        return source
 
     async def deliver(
         self, arrival: Arrival, source: SpooledFile, place: Place, name: bytes, *, is_kept: bool
@@ -301,13 +312,16 @@ class OrdinaryFiles:
             taken = self._in_flight.get(found.ino)
             if taken is None:
                 return
-            await self._changes.blocking(taken.wait, EDIT_DEADLINE_S)
+            await self._wait(taken)
 
     async def settle_ino(self, inode: int) -> None:
         """The same for a file known by its number."""
-        taken = self._in_flight.get(Ino(inode))
-        if taken is not None:
-            await self._changes.blocking(taken.wait, EDIT_DEADLINE_S)
+        while (taken := self._in_flight.get(Ino(inode))) is not None:
+            await self._wait(taken)
+
+    async def _wait(self, taken: threading.Event) -> None:
+        if not await self._changes.blocking(taken.wait, EDIT_DEADLINE_S):
+            raise Busy("the file is being stored as a message: try again")
 
     def find_waiting(self) -> None:
         """Files a mount that ended left in cur/ and new/: they wait to be taken in."""
@@ -316,10 +330,13 @@ class OrdinaryFiles:
                 area = self._tree.area(directory)
                 self._waiting.update((area, entry.name) for entry in self.files.entries(area))
 
-    async def take_in_waiting(self) -> None:
-        """Try again what could not be taken in: a full disk, a busy store."""
-        waiting, self._waiting = self._waiting, set()
-        for place, name in waiting:
+    async def take_in_waiting(self, deadline_s: float) -> None:
+        """Try again what could not be taken in: a full disk, a busy store. What is not come to in time waits on."""
+        give_up = time.monotonic() + deadline_s
+        for place, name in sorted(self._waiting, key=str):
+            if time.monotonic() > give_up:
+                break
+            self._waiting.discard((place, name))
             await self.take_in(place, name)
 
     # --- names

@@ -25,8 +25,9 @@ class EntryRows:
         return tuple(
             ChosenName(base, extra, Form(form), bool(is_copy))
             for base, extra, form, is_copy in self._sql.execute(
+                # The plus keeps SQLite from going through all names of the view: 5 us instead of 660.
                 "SELECT base, extra, form, is_copy FROM entry "
-                "WHERE docid = ? AND search_id = ? ORDER BY base",
+                "WHERE docid = ? AND +search_id = ? ORDER BY base",
                 (docid, search_id),
             )
         )
@@ -78,7 +79,9 @@ class EntryRows:
 
     def remove_all(self, search_id: SearchId, docid: Docid) -> None:
         """Take away all names of a message in one view: it has its canonical one there again."""
-        self._sql.execute("DELETE FROM entry WHERE docid = ? AND search_id = ?", (docid, search_id))
+        self._sql.execute(
+            "DELETE FROM entry WHERE docid = ? AND +search_id = ?", (docid, search_id)
+        )
         self._stamp_if_changed(docid)
 
     def remove_everywhere(self, docid: Docid) -> None:

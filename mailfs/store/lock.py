@@ -23,6 +23,7 @@ from mailfs.store.layout import Layout
 # flags holds the lock for less than a millisecond.
 _FIRST_WAIT_S = 0.0005
 _LONGEST_WAIT_S = 0.005
+_LOOKED_AT_S = 0.1
 
 
 class WriterLock:
@@ -65,11 +66,11 @@ class WriterLock:
             os.close(gate)
 
 
-def _flock_until(fd: int, give_up: float) -> bool:
+def _flock_until(fd: int, give_up: float, kind: int = fcntl.LOCK_EX) -> bool:
     wait_s = _FIRST_WAIT_S
     while True:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() >= give_up:
                 return False
@@ -104,8 +105,9 @@ def describe_owner(path: Path) -> str:
 
 def hold_for_writing(fd: int) -> None:
     """Say that a client may be writing a file: seen by every mount of the store until the descriptor is closed."""
+    # Who looks whether it is held, holds it for some microseconds.
     with suppress(OSError):
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        _flock_until(fd, time.monotonic() + _LOOKED_AT_S, fcntl.LOCK_SH)
 
 
 def is_held_for_writing(path: bytes) -> bool:

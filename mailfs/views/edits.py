@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import assert_never
 
-from mailfs.errors import EditRefused, QuerySyntaxError
+from mailfs.errors import EditRefused, NotFound, QuerySyntaxError
 from mailfs.ids import Docid, Keyword
 from mailfs.message.keywords import DELETED, DELETED_BY_ENTRY, DELETED_LETTER, RECENT, is_mark
 from mailfs.message.maildir import MAX_NAME_BYTES, ChosenName, form_of, split_name
@@ -280,6 +280,8 @@ def _edit_entry(tx: Transaction, edit: EntryEdit) -> None:
 def remove_entry(tx: Transaction, removal: Removal) -> None:
     """Take an entry out of a view, within a transaction. Raises NotFound when it is not there any more."""
     docid, entries = removal.docid, ViewEntries(tx, removal.view)
+    if not entries.is_shown(docid) and docid not in removal.view.lingering:
+        raise NotFound(f"message {docid} has left {removal.view.search.name}")
     if not entries.drop(docid, removal.base):
         return
     tx.settle_deleted(docid)

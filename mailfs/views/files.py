@@ -19,12 +19,11 @@ import stat
 import time
 from dataclasses import dataclass, field
 from errno import EINVAL, ENAMETOOLONG, EOPNOTSUPP, EPERM
-from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from mailfs.errors import NotFound
 from mailfs.ids import Ino, SearchId
-from mailfs.store.layout import Layout, sync_directory
+from mailfs.store.layout import Layout
 from mailfs.views.areas import Area, lstat_or_none, make_area, rename_without_replacing, scan
 
 FILE_INO = 1 << 62
@@ -394,11 +393,6 @@ class Files:
             os.utime(target, ns=times_ns, follow_symlinks=is_open)
         now = os.stat(target, follow_symlinks=is_open)
         return FileAttributes(ino, self._node(ino).generation, now)
-
-    def sync_folder(self, place: Place) -> None:
-        """On return the names in a place survive power loss, and so does the area itself."""
-        with contextlib.suppress(FileNotFoundError):
-            sync_directory(Path(os.fsdecode(self.folder(place))))
 
     # --- within
 

@@ -99,7 +99,7 @@ def give(server: Dovecot, side: Side, elsewhere: Path | None = None) -> Served:
     """Give a side to a new user, who has an INBOX there; Dovecot's own files are in it, or in a folder `elsewhere`."""
     side.folder()
     user = f"{side.name}-{next(_numbers)}"
-    location = f"maildir:{side.root}:LAYOUT=fs:INBOX={side.root}/inbox"
+    location = f"maildir:{side.root}:LAYOUT=fs:UTF-8:INBOX={side.root}/inbox"
     own = () if elsewhere is None else (elsewhere / user,)
     for folder in own:
         location += f":CONTROL={folder}/control:INDEX={folder}/index"

@@ -1,6 +1,6 @@
 """Dovecot serves the Maildirs of a mount as it serves those on a disk.
 
-One private Dovecot a side, `mail_location = maildir:<root>:LAYOUT=fs:INBOX=<root>/inbox`. Each test does the same over
+One private Dovecot a side, `mail_location = maildir:<root>:LAYOUT=fs:UTF-8:INBOX=<root>/inbox`. Each test does the same over
 IMAP on both; what the server answers, and which messages with which letters are left, must be equal, and the server's
 log must have no complaint.
 """

@@ -154,7 +154,7 @@ def test_subscriptions_are_kept(served: Both) -> None:
 def alone(request: pytest.FixtureRequest, mounted: Side) -> Iterator[Served]:
     """A mount and a Dovecot that can be ended and started again."""
     folder = mounted.account.home / "dovecot"
-    location = f"maildir:{mounted.root}:LAYOUT=fs:INBOX={mounted.root}/inbox"
+    location = f"maildir:{mounted.root}:LAYOUT=fs:UTF-8:INBOX={mounted.root}/inbox"
     if request.param == "elsewhere":
         location += f":CONTROL={folder}/control:INDEX={folder}/index"
     server = Dovecot(folder, location, mounted.account)
@@ -198,7 +198,7 @@ def test_an_ordinary_user_serves_a_mount_with_a_dovecot_of_ones_own(as_ordinary:
     mailfs = Mailfs(as_ordinary, as_ordinary.home)
     mailfs.create()
     mailfs.mount()
-    location = f"maildir:{mailfs.mountpoint}:LAYOUT=fs:INBOX={mailfs.mountpoint}/inbox"
+    location = f"maildir:{mailfs.mountpoint}:LAYOUT=fs:UTF-8:INBOX={mailfs.mountpoint}/inbox"
     server = Dovecot(as_ordinary.home / "dovecot", location, as_ordinary)
     one = Served(Side("mounted", mailfs.mountpoint, as_ordinary, mailfs), server)
     try:

@@ -13,6 +13,7 @@ from tests.fakes import make_message
 # Of the searches of a new store those that are no folders.
 SEARCHES = ("all", "flagged", "unread")
 
+# As a user has it: path=database, mail_root=vmail, from the home directory.
 NOTMUCH_CONFIG = """\
 [database]
 path={database}

@@ -331,3 +331,21 @@ def test_a_plain_folder_of_views_is_renamed_with_them_unless_it_holds_files(mail
     assert os.listdir(new) == ["linux"]
     assert len(mailfs.names("l2/linux")) == 2
     assert not old.exists()
+
+
+@pytest.mark.parametrize("ending", ["renamed", "unmounted"])
+def test_files_on_their_way_are_not_left_behind_when_their_folder_is(
+    mailfs: Mailfs, ending: str
+) -> None:
+    mailfs.create()
+    mailfs.mount()
+    mailfs.account.output("mkdir", mailfs.path("old"))
+    for number in range(40):
+        mailfs.path("old/new", f"{number}.host").write_bytes(make_message(number))
+    if ending == "renamed":
+        mailfs.path("old").rename(mailfs.path("young"))
+        wait_until(lambda: mailfs.count("tag:young") == 40, "all of them under the new name")
+        assert len(mailfs.names("young", "new")) == 40
+    else:
+        mailfs.umount()
+        assert mailfs.count("tag:old") == 40

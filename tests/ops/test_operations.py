@@ -274,7 +274,7 @@ def test_a_name_in_a_view_nobody_listed_is_kept_by_the_kernel_only_if_it_will_be
     entry = kernel.lookup(kernel.ino("inbox/cur"), name)
     kept_s = entry.entry_timeout
     world.set_flags(docid, add=FLAGGED)
-    kernel.operations.changes.tick()
+    kernel.ask(kernel.operations.changes.tick)
     told = Invalidation(world.directory("inbox/cur").ino, name) in kernel.notifier.told
     assert told or kept_s == 0
 
@@ -315,7 +315,7 @@ def test_a_listing_continued_after_changes_skips_and_repeats_none_that_stayed(
     for docid in gone:
         world.expunge(docid)
     added = world.deliver()
-    kernel.operations.changes.tick()
+    kernel.ask(kernel.operations.changes.tick)
     rest = kernel.read_directory(fh, first[-1][2], room=1000)
     listed = [name for name, _, _ in first + rest]
     assert len(set(listed)) == len(listed)
@@ -488,7 +488,7 @@ def test_an_open_message_can_be_read_after_it_was_expunged(world: World, kernel:
     kernel.ask(kernel.operations.release, kernel.open(message_ino(docid)).fh)
     info = kernel.open(message_ino(docid))
     world.expunge(docid)
-    kernel.operations.changes.tick()
+    kernel.ask(kernel.operations.changes.tick)
     assert kernel.ask(kernel.operations.read, info.fh, 0, 1 << 20) == raw
 
 

@@ -74,7 +74,6 @@ def test_an_area_that_was_not_made_is_empty(files: Files, area: bytes) -> None:
     assert files.lookup_or_none(area, b"x") is None
     assert files.subdirectories(area) == 0
     assert files.mtime_ns_or_none(area) is None
-    files.sync_folder(area)
     assert not os.path.lexists(area)
 
 
@@ -134,9 +133,6 @@ def test_the_names_of_a_new_area_and_of_its_files_are_synced(
     path = Path(os.fsdecode(area))
     put(files, area, b"x")
     assert synced == [str(path.parents[1]), str(path.parent)]
-    synced.clear()
-    files.sync_folder(area)
-    assert synced == [str(path)]
 
 
 def test_subdirectories_and_mtime_are_those_of_the_real_folder(files: Files, area: bytes) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import trio
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -424,7 +425,8 @@ class NameHistories(RuleBasedStateMachine):
         for _ in range(2):  # what one mount settles or forgets, the other hears of
             for mount in self.mounts:
                 mount.visit()
-                mount.changes.tick()
+                trio.run(mount.changes.tick)
+                trio.run(mount.changes.forget_stale_names)
         self._look_at_the_store()
         for number, mount in enumerate(self.mounts):
             self._look(number, mount)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import ParamSpec, TypeVar, TypeVarTuple
 
 import pytest
+import trio
 
 from mailfs.errors import MailfsError
 from mailfs.fuse.changes import Changes
@@ -143,7 +144,9 @@ class World:
 
     def tick(self) -> None:
         """What a mount does now and then."""
-        Changes(self.tree, Told(), at_once).tick()
+        changes = Changes(self.tree, Told(), at_once)
+        trio.run(changes.tick)
+        trio.run(changes.forget_stale_names)
 
     # --- what clients do; the tree is brought up to date
 
