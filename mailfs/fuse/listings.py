@@ -42,8 +42,10 @@ class Listings:
                 if not pyfuse3.readdir_reply(token, name, answer, cookie):
                     return
         if not _NUMBERS <= start_id < _OTHERS:
-            for cookie, entry in enumerate(handle.entries, _OTHERS):
-                if cookie >= start_id and not self._reply_other(handle, entry, cookie + 1, token):
+            # By number, not from the start: a listing comes in some N/154 pieces.
+            for number in range(max(start_id - _OTHERS, 0), len(handle.entries)):
+                entry, cookie = handle.entries[number], _OTHERS + number + 1
+                if not self._reply_other(handle, entry, cookie, token):
                     return
             start_id = 0
         if directory is not None and directory.holds_messages:
