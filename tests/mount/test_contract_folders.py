@@ -13,7 +13,7 @@ import pytest
 from mailfs.message.keywords import RECENT
 from mailfs.store.store import Store
 from tests.fakes import make_message
-from tests.mount.calls import Listing, deliver, refused, spool
+from tests.mount.calls import Listing, deliver, make_view, refused, spool
 from tests.mount.mounting import Mailfs, add_messages
 from tests.mount.waiting import DEADLINE_S, wait_until
 
@@ -28,12 +28,6 @@ def inbox(mailfs: Mailfs) -> Path:
     mailfs.say("save", "work", "tag:work")
     mailfs.mount()
     return mailfs.path("inbox")
-
-
-def make_view(path: Path) -> Path:
-    """mkdir by a process that ends: to everybody else the new view is whole at once."""
-    subprocess.run(["mkdir", path], check=True)
-    return path
 
 
 # --- A. three directories always, and exact link counts

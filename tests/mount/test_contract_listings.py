@@ -3,7 +3,6 @@
 import errno
 import os
 import stat
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes import make_message
-from tests.mount.calls import DT_DIR, DT_REG, Listing, deliver, refused, spool
+from tests.mount.calls import DT_DIR, DT_REG, Listing, deliver, make_view, refused, spool
 from tests.mount.mounting import Mailfs
 from tests.mount.waiting import wait_until
 
@@ -28,12 +27,6 @@ def inbox(mailfs: Mailfs) -> Path:
     mailfs.say("save", "work", "tag:work")
     mailfs.mount()
     return mailfs.path("inbox")
-
-
-def make_view(path: Path) -> Path:
-    """mkdir by a process that ends: to everybody else the new view is whole at once."""
-    subprocess.run(["mkdir", path], check=True)
-    return path
 
 
 def remount(mailfs: Mailfs) -> None:
