@@ -91,6 +91,12 @@ class FormatTooNew(StoreError):
     exit_code = EX_CONFIG
 
 
+class ConfigError(StoreError):
+    """STORE/config says what cannot be done."""
+
+    exit_code = EX_CONFIG
+
+
 class Corrupt(StoreError):
     """Stored bytes are not what was written."""
 

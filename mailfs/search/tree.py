@@ -149,12 +149,18 @@ def depends_on_threads(query: Query) -> bool:
     return any(isinstance(leaf, Thread | ThreadOf) for leaf in leaves(query))
 
 
+def moving_dates(query: Query) -> tuple[Date, ...]:
+    """The dates of a query that mean something else as time goes by, in the order of `leaves`."""
+    return tuple(
+        leaf
+        for leaf in leaves(query)
+        if isinstance(leaf, Date) and (is_relative(leaf.low) or is_relative(leaf.high))
+    )
+
+
 def depends_on_now(query: Query) -> bool:
     """Whether messages begin or cease to match as time goes by."""
-    return any(
-        isinstance(leaf, Date) and (is_relative(leaf.low) or is_relative(leaf.high))
-        for leaf in leaves(query)
-    )
+    return bool(moving_dates(query))
 
 
 def matches_everything(query: Query) -> bool:

@@ -7,11 +7,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from mailfs.errors import Corrupt, NoSuchMessage, NoSuchSearch
 from mailfs.ids import Docid, Keyword, Modseq, PackNumber, SearchId, ThreadId
 from mailfs.message.maildir import ChosenName, Form
+from mailfs.search.dates import Span, span_ns
 from mailfs.search.plan import Plan
 from mailfs.store.database import Row, open_reader, translated
 from mailfs.store.layout import Layout
@@ -19,6 +20,7 @@ from mailfs.store.packs import Location
 from mailfs.store.source import chunks, marks
 
 _ENTRY_COLUMNS = "docid, flags, expunged, size, received_ns, changed_ns"
+_LAST_MODSEQ = 2**63 - 1
 _NAME_COLUMNS = "base, extra, form, is_copy"
 _LOCATIONS_AHEAD = 64
 # SQLite counts instructions of its virtual machine; this many take about a tenth of a millisecond.
@@ -130,12 +132,13 @@ class Index:
             raise Corrupt(f"the index {self._path} has no state row")
         return State(Modseq(rows[0][0]), Modseq(rows[0][1]))
 
-    def changes_since(self, modseq: Modseq) -> list[EntryRow]:
-        """Messages changed after `modseq`, expunged ones included, by docid."""
+    def changes_since(self, modseq: Modseq, until: Modseq | None = None) -> list[EntryRow]:
+        """Messages changed last after `modseq`, and not after `until`, expunged ones included, by docid."""
         return [
             EntryRow(*row)
             for row in self.rows(
-                f"SELECT {_ENTRY_COLUMNS} FROM message WHERE modseq > ? ORDER BY docid", (modseq,)
+                f"SELECT {_ENTRY_COLUMNS} FROM message WHERE modseq > ? AND modseq <= ? ORDER BY docid",
+                (modseq, _LAST_MODSEQ if until is None else until),
             )
         ]
 
@@ -157,6 +160,39 @@ class Index:
         if not rows or (live and rows[0][2]):
             raise NoSuchMessage(f"no message {docid}")
         return EntryRow(*rows[0])
+
+    def entries(self, docids: Sequence[Docid]) -> list[EntryRow]:
+        """These messages, expunged ones included, by docid within each 500: one statement for those."""
+        return [
+            EntryRow(*row)
+            for chunk in chunks(docids)
+            for row in self.rows(
+                f"SELECT {_ENTRY_COLUMNS} FROM message WHERE docid IN ({marks(chunk)}) "
+                "ORDER BY docid",
+                chunk,
+            )
+        ]
+
+    def docids_of_threads_of(self, docids: Sequence[Docid]) -> set[Docid]:
+        """All live messages of the conversations these messages, live or expunged, belong to."""
+        return {
+            Docid(docid)
+            for chunk in chunks(docids)
+            for (docid,) in self.rows(
+                "SELECT docid FROM message WHERE expunged = 0 AND thread IN "
+                f"(SELECT thread FROM message WHERE docid IN ({marks(chunk)}))",
+                chunk,
+            )
+        }
+
+    def docids_dated(self, field: Literal["date", "received"], span: Span) -> list[Docid]:
+        """Live messages whose Date, or whose time of reception, lies in a span. `received` reads the whole table."""
+        column, within = ("date", span) if field == "date" else ("received_ns", span_ns(span))
+        rows = self.rows(
+            f"SELECT docid FROM message WHERE expunged = 0 AND {column} >= ? AND {column} < ?",
+            within,
+        )
+        return [Docid(row[0]) for row in rows]
 
     def location(self, docid: Docid) -> Location:
         """Where a message's bytes lie, also of an expunged one. Raises NoSuchMessage.

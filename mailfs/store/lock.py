@@ -5,16 +5,23 @@ waiter first takes the *gate*, an flock on the store's folder: a bulk writer tha
 slices cannot take the lock again before the one who stands at the gate has had it.
 The files are opened for each acquisition and unlocked explicitly, so that a forked child never holds a lock it does not
 know of.
+
+Who holds it is written into the file when it is taken, and crossed out before it is let go: what stands there is the holder,
+unless that process has died, which its number and the time it was started tell.
 """
 
 import fcntl
+import functools
 import json
 import os
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from mailfs.errors import Busy
 from mailfs.store.layout import Layout
@@ -24,6 +31,60 @@ from mailfs.store.layout import Layout
 _FIRST_WAIT_S = 0.0005
 _LONGEST_WAIT_S = 0.005
 _LOOKED_AT_S = 0.1
+# A record of this length is written over the one before without changing the file's size, which costs four times as much.
+_RECORD_BYTES = 512
+
+
+class Owner(NamedTuple):
+    """The process that holds the lock. `since` is local time, for people. What is not known is 0 or ''."""
+
+    pid: int
+    command: str
+    purpose: str
+    since: str
+
+    def __str__(self) -> str:
+        if not self.pid:
+            return "another process"
+        known = (self.command, self.purpose, self.since and f"since {self.since}")
+        return f"pid {self.pid} ({', '.join(filter(None, known))})"
+
+
+@dataclass(slots=True)
+class _Turn:
+    """One acquisition, from its beginning. Times are of the monotonic clock; `held_s` is None until the lock is ours."""
+
+    purpose: str
+    since_s: float
+    held_s: float | None = None
+    has_waited: bool = False
+
+
+class Use(NamedTuple):
+    """Who waits for the lock, or holds it, in this process, and for how long (s)."""
+
+    purpose: str
+    for_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LockState:
+    """One WriterLock: what this process does with it now, and counts since it began.
+
+    `waits` are acquisitions that did not get it at once, the ones given up included; a try without a deadline is no wait.
+    """
+
+    held: Use | None
+    waiting: tuple[Use, ...]
+    acquisitions: int
+    waits: int
+    given_up: int
+    waited_s: float
+    longest_wait_s: float
+
+
+# Of this process, for whoever is asked by a signal what it waits for.
+_locks: "weakref.WeakSet[WriterLock]" = weakref.WeakSet()
 
 
 class WriterLock:
@@ -33,74 +94,234 @@ class WriterLock:
         self._path = layout.lock
         self._gate_path = layout.root
         self._within_process = threading.Lock()
+        # The thread that is through the door: it holds the lock, or waits for other processes.
+        self._turn: _Turn | None = None
+        # Those that wait for it.
+        self._queue: dict[int, _Turn] = {}
+        self._counting = threading.Lock()
+        self._acquisitions = self._waits = self._given_up = 0
+        self._waited_s = self._longest_wait_s = 0.0
+        _locks.add(self)
 
     @contextmanager
     def hold(self, purpose: str, deadline_s: float) -> Iterator[None]:
         """Hold the lock. Raises Busy, naming the holder, when it is not free within `deadline_s` seconds."""
-        give_up = time.monotonic() + deadline_s
-        if not self._within_process.acquire(timeout=max(deadline_s, 0)):
-            raise Busy(f"another thread of this process is writing; waited {deadline_s:g} s")
+        turn = _Turn(purpose, time.monotonic())
+        give_up = turn.since_s + deadline_s
+        self._enter(turn, deadline_s)
         try:
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
-                self._acquire(fd, give_up, deadline_s)
+                self._acquire(fd, turn, give_up, deadline_s)
                 _write_owner(fd, purpose)
                 yield
             finally:
+                if turn.held_s is not None:
+                    _cross_out(fd)
                 # Closing is not enough: a child forked meanwhile has the same open file.
                 fcntl.flock(fd, fcntl.LOCK_UN)
                 os.close(fd)
         finally:
+            self._turn = None
             self._within_process.release()
 
-    def _acquire(self, fd: int, give_up: float, deadline_s: float) -> None:
+    def _enter(self, turn: _Turn, deadline_s: float) -> None:
+        """Past the other threads of this process. Raises Busy."""
+        if not self._within_process.acquire(blocking=False):
+            turn.has_waited = True
+            self._queue[id(turn)] = turn
+            try:
+                is_ours = self._within_process.acquire(timeout=max(deadline_s, 0))
+            finally:
+                del self._queue[id(turn)]
+            if not is_ours:
+                self._count(turn, deadline_s)
+                raise Busy(f"{self._describe_thread()}; {_waited(deadline_s)}")
+        self._turn = turn
+
+    def _acquire(self, fd: int, turn: _Turn, give_up: float, deadline_s: float) -> None:
+        """Past the other processes. Raises Busy."""
         gate = os.open(self._gate_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             for waited_for in (gate, fd):
+                if _flock_at_once(waited_for):
+                    continue
+                turn.has_waited = True
                 if not _flock_until(waited_for, give_up):
+                    self._count(turn, deadline_s)
                     raise Busy(
                         f"the store is being written by {describe_owner(self._path)}; "
-                        f"waited {deadline_s:g} s: try again"
+                        f"{_waited(deadline_s)}"
                     )
         finally:
             os.close(gate)
+        turn.held_s = time.monotonic()
+        self._count(turn, deadline_s)
+
+    def _count(self, turn: _Turn, deadline_s: float) -> None:
+        with self._counting:
+            self._acquisitions += turn.held_s is not None
+            if not turn.has_waited or deadline_s <= 0:
+                return
+            waited_s = (turn.held_s or time.monotonic()) - turn.since_s
+            self._waits += 1
+            self._given_up += turn.held_s is None
+            self._waited_s += waited_s
+            self._longest_wait_s = max(self._longest_wait_s, waited_s)
+
+    def _describe_thread(self) -> str:
+        turn = self._turn
+        if turn is None:
+            return "another thread of this process is writing"
+        if turn.held_s is None:
+            return (
+                f"another thread of this process ({turn.purpose}) waits for the store, which is being "
+                f"written by {describe_owner(self._path)}"
+            )
+        return f"another thread of this process is writing ({turn.purpose})"
+
+    def owner_or_none(self) -> Owner | None:
+        """Who holds the lock now, this process included."""
+        return owner_or_none(self._path)
+
+    def describe_owner(self) -> str:
+        """The same in words."""
+        return describe_owner(self._path)
+
+    def state(self) -> LockState:
+        """A snapshot. Takes no lock: from any thread, and from a signal handler."""
+        now_s = time.monotonic()
+        turn = self._turn
+        queue = [] if turn is None or turn.held_s is not None else [turn]
+        queue += tuple(self._queue.values())
+        held = None
+        if turn is not None and turn.held_s is not None:
+            held = Use(turn.purpose, now_s - turn.held_s)
+        return LockState(
+            held=held,
+            waiting=tuple(Use(each.purpose, now_s - each.since_s) for each in queue),
+            acquisitions=self._acquisitions,
+            waits=self._waits,
+            given_up=self._given_up,
+            waited_s=self._waited_s,
+            longest_wait_s=self._longest_wait_s,
+        )
+
+
+def locks_of_this_process() -> list[WriterLock]:
+    """Those of the stores that are open."""
+    return list(_locks)
+
+
+def _waited(deadline_s: float) -> str:
+    return f"waited {round(deadline_s, 1):g} s: try again"
+
+
+def _flock_at_once(fd: int, kind: int = fcntl.LOCK_EX) -> bool:
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _flock_until(fd: int, give_up: float, kind: int = fcntl.LOCK_EX) -> bool:
     wait_s = _FIRST_WAIT_S
-    while True:
-        try:
-            fcntl.flock(fd, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= give_up:
-                return False
-            time.sleep(wait_s)
-            wait_s = min(wait_s * 2, _LONGEST_WAIT_S)
-        else:
-            return True
+    while not _flock_at_once(fd, kind):
+        if time.monotonic() >= give_up:
+            return False
+        time.sleep(wait_s)
+        wait_s = min(wait_s * 2, _LONGEST_WAIT_S)
+    return True
 
 
 def _write_owner(fd: int, purpose: str) -> None:
+    pid = os.getpid()
+    command, started = _identity(pid)
     owner = {
-        "pid": os.getpid(),
-        "command": Path("/proc/self/comm").read_text(errors="replace").strip(),
+        "pid": pid,
+        "command": command,
         "purpose": purpose,
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "started": started,
     }
-    text = json.dumps(owner).encode() + b"\n"
-    os.pwrite(fd, text, 0)
-    os.ftruncate(fd, len(text))
+    os.pwrite(fd, json.dumps(owner).encode().ljust(_RECORD_BYTES - 1) + b"\n", 0)
+
+
+def _cross_out(fd: int) -> None:
+    # A disk that is full does not matter: the block is there.
+    with suppress(OSError):
+        os.pwrite(fd, b"\n", 0)
+
+
+@functools.lru_cache(maxsize=1)
+def _identity(pid: int) -> tuple[str, int]:
+    """Our command, and when we were started. Asked once; a forked child has another pid."""
+    return _command_of(pid), _start_of_or_none(pid) or 0
+
+
+def _command_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+
+
+def _start_of_or_none(pid: int) -> int | None:
+    """When a process was started, in ticks since boot: field 22 of proc(5)'s stat. None of one that has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def owner_or_none(path: Path) -> Owner | None:
+    """Who holds the lock of this path now; None when nobody does. Never one that held it before.
+
+    Opened for reading, because a close after writing says that something was committed.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        if _flock_at_once(fd, fcntl.LOCK_SH):
+            return None
+        # The one before has crossed itself out, or is dead.
+        record = json.loads(os.pread(fd, _RECORD_BYTES, 0))
+        if _start_of_or_none(record["pid"]) == record["started"]:
+            return Owner(record["pid"], record["command"], record["purpose"], record["since"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    finally:
+        os.close(fd)
+    # It has not written yet, or lives in another container.
+    return _owner_by_kernel(path) or Owner(0, "", "", "")
 
 
 def describe_owner(path: Path) -> str:
-    """Who wrote the lock file last, for an error message; `another process` where it cannot be read."""
-    try:
-        owner = json.loads(path.read_bytes())
-        return (
-            f"pid {owner['pid']} ({owner['command']}, {owner['purpose']}, since {owner['since']})"
-        )
-    except (OSError, ValueError, KeyError, TypeError):
+    """Who keeps others from writing, for an error message; `another process` where that cannot be told."""
+    owner = owner_or_none(path)
+    if owner is not None:
+        return str(owner)
+    owner = _owner_by_kernel(path.parent)
+    if owner is None or owner.pid == os.getpid():
         return "another process"
+    return f"{owner}, which is the next to write"
+
+
+def _owner_by_kernel(path: Path) -> Owner | None:
+    """Who holds an flock on a file or folder, by proc_locks(5); None also where the disk has other numbers there (btrfs)."""
+    try:
+        found = path.stat()
+        lines = Path("/proc/locks").read_text().splitlines()
+    except OSError:
+        return None
+    place = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    for line in lines:
+        _, kind, _, access, pid, where, *_ = line.split()
+        if (kind, access, where) == ("FLOCK", "WRITE", place):
+            with suppress(OSError):
+                return Owner(int(pid), _command_of(int(pid)), "", "")
+    return None
 
 
 def hold_for_writing(fd: int) -> None:

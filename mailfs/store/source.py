@@ -99,11 +99,30 @@ class IndexSource:
 
 
 class PrefetchedSource(IndexSource):
-    """The same for docids known beforehand, whose facts are read once for all who ask."""
+    """The same for docids known beforehand, whose facts and keywords are read once for all who ask."""
 
     def __init__(self, index: Rows, docids: AbstractSet[Docid]) -> None:
         super().__init__(index)
         self._facts = super().facts(docids)
+        self._docids_of: dict[Keyword, set[Docid]] = {}
+        for chunk in chunks(list(docids)):
+            for docid, name in index.rows(
+                "SELECT docid, name FROM message_keyword JOIN keyword USING (keyword_id) "
+                f"WHERE docid IN ({marks(chunk)})",
+                chunk,
+            ):
+                self._docids_of.setdefault(Keyword(name), set()).add(Docid(docid))
+
+    @property
+    def keywords(self) -> AbstractSet[Keyword]:
+        """The user's own keywords that any of the messages has."""
+        return self._docids_of.keys()
 
     def facts(self, docids: AbstractSet[Docid]) -> Mapping[Docid, MessageFacts]:
         return {docid: self._facts[docid] for docid in docids if docid in self._facts}
+
+    def keyword_hits(self, keyword: Keyword, docids: AbstractSet[Docid]) -> set[Docid]:
+        return self._docids_of.get(keyword, set()) & docids
+
+    def any_keyword_hits(self, docids: AbstractSet[Docid]) -> set[Docid]:
+        return set().union(*self._docids_of.values()) & docids

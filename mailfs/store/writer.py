@@ -37,6 +37,11 @@ class Writer:
         self._connection: apsw.Connection | None = None
         self._must_checkpoint = False
 
+    @property
+    def lock(self) -> WriterLock:
+        """For those who want to know who writes and who waits."""
+        return self._lock
+
     def close(self) -> None:
         if self._connection is not None:
             self._connection.close()

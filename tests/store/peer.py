@@ -12,9 +12,12 @@ threads          makes and reads records in several threads at once; STORE is no
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
@@ -26,10 +29,32 @@ from mailfs.store.records import blob_hash, format_record, parse_record
 from mailfs.store.store import Store
 from mailfs.store.transaction import Added, Outcome
 from mailfs.store.verify import verify
-from tests.fakes import make_message, new_message
+from tests.fakes import PROJECT, make_message, new_message
 from tests.oracle import sha256
 
 SLICE_S = 0.02
+
+
+@contextmanager
+def peer(role: str, *arguments: str | Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process of this module, with pipes; killed at the end."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.store.peer", role, *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=PROJECT,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()  # also one that is stopped
+
+
+def line_of(process: "subprocess.Popen[bytes]") -> bytes:
+    """The next line it says."""
+    assert process.stdout is not None
+    return process.stdout.readline()
 
 
 def say(line: str) -> None:

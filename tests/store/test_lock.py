@@ -1,11 +1,11 @@
 """The writer lock, with real processes."""
 
 import fcntl
+import json
 import os
 import select
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 
 from mailfs.errors import Busy
+from mailfs.store.feed import Feed
 from mailfs.store.layout import Layout, new_layout, write_format
-from mailfs.store.lock import WriterLock, describe_owner
-from tests.fakes import PROJECT
+from mailfs.store.lock import WriterLock, describe_owner, locks_of_this_process, owner_or_none
+from tests.mount.waiting import wait_until
+from tests.store.peer import line_of, peer
 
 # What is free must be had within this; what is not must be refused after much less.
 FREE_S = 20.0
@@ -28,25 +30,6 @@ def layout(tmp_path: Path) -> Layout:
     made = new_layout(tmp_path / "store")
     write_format(made)
     return made
-
-
-@contextmanager
-def peer(role: str, *arguments: str | Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """A process of tests/store/peer.py; killed at the end."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.store.peer", role, *map(str, arguments)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        cwd=PROJECT,
-    )
-    with process:
-        yield process
-        process.kill()
-
-
-def line_of(process: "subprocess.Popen[bytes]") -> bytes:
-    assert process.stdout is not None
-    return process.stdout.readline()
 
 
 def is_free(layout: Layout) -> bool:
@@ -144,7 +127,7 @@ def test_threads_of_one_process_wait_for_each_other(layout: Layout) -> None:
     lock = WriterLock(layout)
     with (
         lock.hold("first", 0.0),
-        pytest.raises(Busy, match="another thread"),
+        pytest.raises(Busy, match=r"another thread of this process is writing \(first\)"),
         lock.hold("second", 0.05),
     ):
         pass
@@ -201,6 +184,146 @@ def test_a_lock_file_that_cannot_be_read_has_an_unknown_owner(
 ) -> None:
     layout.lock.write_bytes(content)
     assert describe_owner(layout.lock) == "another process"
+
+
+@contextmanager
+def just_taken(layout: Layout) -> Iterator[None]:
+    """As between taking the lock and saying so."""
+    fd = os.open(layout.lock, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def test_the_owner_is_who_holds_it_and_nobody_once_it_is_let_go(layout: Layout) -> None:
+    assert owner_or_none(layout.lock) is None
+    with WriterLock(layout).hold("test", 0.0):
+        owner = owner_or_none(layout.lock)
+        assert owner is not None
+        assert (owner.pid, owner.purpose) == (os.getpid(), "test")
+        assert owner.command == Path("/proc/self/comm").read_text().strip()
+    assert owner_or_none(layout.lock) is None
+
+
+def test_who_held_it_before_is_not_taken_for_who_holds_it(layout: Layout) -> None:
+    with WriterLock(layout).hold("former", 0.0):
+        pass
+    with just_taken(layout):
+        owner = owner_or_none(layout.lock)
+        assert owner is not None
+        assert owner.purpose == ""
+        assert "former" not in describe_owner(layout.lock)
+
+
+def test_who_died_holding_it_is_not_taken_for_who_holds_it(layout: Layout) -> None:
+    with peer("hold", layout.root, "dying") as holder:
+        assert line_of(holder) == b"held\n"
+        holder.kill()
+        holder.wait(FREE_S)
+        assert b"dying" in layout.lock.read_bytes()
+        assert owner_or_none(layout.lock) is None
+        with just_taken(layout):
+            owner = owner_or_none(layout.lock)
+            assert owner is not None
+            assert owner.purpose == ""
+            assert owner.pid in (os.getpid(), 0)  # 0 where the kernel's numbers are others
+
+
+def test_another_process_with_the_number_of_a_dead_holder_is_not_the_holder(layout: Layout) -> None:
+    lock = WriterLock(layout)
+    with lock.hold("mine", 0.0):
+        record = json.loads(layout.lock.read_bytes())
+        layout.lock.write_text(json.dumps(record | {"started": record["started"] + 1}))
+        assert "mine" not in describe_owner(layout.lock)
+
+
+def test_a_process_that_is_stopped_while_it_is_the_next_is_named(layout: Layout) -> None:
+    with peer("hold", layout.root, "first") as holder:
+        assert line_of(holder) == b"held\n"
+        with peer("hold", layout.root, "second") as waiter:
+            wait_until(lambda: holds_gate(layout, waiter.pid), "the second to stand at the gate")
+            waiter.send_signal(signal.SIGSTOP)
+            assert holder.stdin is not None
+            holder.stdin.close()
+            holder.wait(FREE_S)
+            with (
+                pytest.raises(Busy, match=f"pid {waiter.pid} .*, which is the next to write"),
+                WriterLock(layout).hold("third", 0.05),
+            ):
+                pass
+
+
+def holds_gate(layout: Layout, pid: int) -> bool:
+    ino = str(layout.root.stat().st_ino)
+    lines = map(str.split, Path("/proc/locks").read_text().splitlines())
+    return any(line[4] == str(pid) and line[5].split(":")[2] == ino for line in lines)
+
+
+def test_asking_for_the_owner_looks_like_no_commit(layout: Layout) -> None:
+    with WriterLock(layout).hold("test", 0.0):
+        pass
+    feed = Feed(layout)
+    try:
+        assert owner_or_none(layout.lock) is None
+        assert select.select([feed.fileno()], [], [], 0)[0] == []
+        with WriterLock(layout).hold("test", 0.0):
+            pass
+        assert select.select([feed.fileno()], [], [], 0)[0] == [feed.fileno()]
+    finally:
+        feed.close()
+
+
+def test_what_is_held_and_who_waits_can_be_seen_from_another_thread(layout: Layout) -> None:
+    lock = WriterLock(layout)
+    assert lock in locks_of_this_process()
+
+    def wait() -> None:
+        with lock.hold("second", FREE_S):
+            pass
+
+    waiter = threading.Thread(target=wait)
+    with lock.hold("first", 0.0):
+        waiter.start()
+        wait_until(lambda: lock.state().waiting, "a thread that waits")
+        state = lock.state()
+        assert [use.purpose for use in state.waiting] == ["second"]
+        assert state.held is not None
+        assert state.held.purpose == "first"
+        assert state.held.for_s >= state.waiting[0].for_s >= 0
+        assert (state.acquisitions, state.waits) == (1, 0)
+    waiter.join(FREE_S)
+    state = lock.state()
+    assert (state.held, state.waiting) == (None, ())
+    assert (state.acquisitions, state.waits, state.given_up) == (2, 1, 0)
+    assert state.waited_s == state.longest_wait_s > 0
+
+
+def test_who_waits_for_another_process_is_seen_and_counted(layout: Layout) -> None:
+    lock = WriterLock(layout)
+    with peer("hold", layout.root, "peer") as holder:
+        assert line_of(holder) == b"held\n"
+        with pytest.raises(Busy), lock.hold("a try", 0.0):
+            pass
+        assert (lock.state().waits, lock.state().given_up) == (0, 0)
+        caught: list[str] = []
+
+        def wait(purpose: str) -> None:
+            with pytest.raises(Busy) as error, lock.hold(purpose, 0.2):
+                pass
+            caught.append(str(error.value))
+
+        waiters = [threading.Thread(target=wait, args=(each,)) for each in ("one", "two")]
+        for waiter in waiters:
+            waiter.start()
+        wait_until(lambda: len(lock.state().waiting) == 2, "two that wait")
+        assert lock.state().held is None
+        for waiter in waiters:
+            waiter.join(FREE_S)
+        assert (lock.state().waits, lock.state().given_up, lock.state().acquisitions) == (2, 2, 0)
+        # The one that waits for the other says what that one waits for.
+        assert all(f"pid {holder.pid} " in text for text in caught)
 
 
 def test_a_shorter_owner_leaves_nothing_of_a_longer_one(layout: Layout) -> None:
