@@ -18,7 +18,7 @@ import pytest
 
 from mailfs import __version__, errors
 from mailfs.cli.main import build_parser, main, parse_arguments
-from mailfs.cli.searching import split_tag_words
+from mailfs.cli.tagging import split_tag_words
 from mailfs.fuse.changes import EDIT_DEADLINE_S
 from mailfs.message.keywords import (
     LETTER_BITS,
@@ -32,7 +32,8 @@ from mailfs.store.prepare import PARSED_BYTES
 from mailfs.store.schema import FIRST_SEARCHES, FORMAT_VERSION
 from mailfs.views.edits import MAX_BASE_BYTES
 from mailfs.views.entries import MAX_NAMES
-from mailfs.views.refresh import EVALUATION_DEADLINE_S, LINGER_S
+from mailfs.views.evaluation import EVALUATION_DEADLINE_S
+from mailfs.views.tree import LINGER_S
 from tests.fakes import PROJECT
 
 PAGES = sorted((PROJECT / "man").iterdir())

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mailfs.cli.commands import Commands, Parser, add_command
+from mailfs.cli.status import progress_told_by
 from mailfs.errors import EX_IOERR, UsageError
 
 if TYPE_CHECKING:
@@ -116,11 +117,12 @@ def _run(
     started = time.monotonic()
     progress = importer.progress
     try:
-        if sys.stderr.isatty():
-            _add_with_bar(importer, batches, source, format)
-        else:
-            for _ in importer.add_all(batches):
-                pass
+        with progress_told_by(lambda: f"{source}: {', '.join(_counts(progress))} so far"):
+            if sys.stderr.isatty():
+                _add_with_bar(importer, batches, source, format)
+            else:
+                for _ in importer.add_all(batches):
+                    pass
     except KeyboardInterrupt:
         print(
             f"\n{source}: {progress.added} messages are in and safe; run the import again to go on",
@@ -165,6 +167,14 @@ def _report(progress: "Progress", source: str, took_s: float) -> None:
         print(f"{problem.origin}: not read: {problem.reason}", file=sys.stderr)
     if len(progress.problems) > _PROBLEMS_SHOWN:
         print(f"and {len(progress.problems) - _PROBLEMS_SHOWN} more", file=sys.stderr)
+    size = progress.raw_bytes / 1e6
+    figures = [f"{size:.1f} MB" if size >= 1 else f"{size * 1000:.0f} kB", f"{took_s:.1f} s"]
+    if took_s >= 1:
+        figures.append(f"{progress.seen / took_s:.0f} messages/s")
+    print(f"{source}: {', '.join(_counts(progress))} ({', '.join(figures)})")
+
+
+def _counts(progress: "Progress") -> list[str]:
     parts = [f"{progress.added} added" if progress.added else "nothing new"]
     if progress.known:
         parts.append(f"{progress.known} here already")
@@ -174,8 +184,4 @@ def _report(progress: "Progress", source: str, took_s: float) -> None:
         parts.append(f"{progress.expunged} were expunged here and stay so")
     if progress.problems:
         parts.append(f"{len(progress.problems)} not read")
-    size = progress.raw_bytes / 1e6
-    figures = [f"{size:.1f} MB" if size >= 1 else f"{size * 1000:.0f} kB", f"{took_s:.1f} s"]
-    if took_s >= 1:
-        figures.append(f"{progress.seen / took_s:.0f} messages/s")
-    print(f"{source}: {', '.join(parts)} ({', '.join(figures)})")
+    return parts

@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import NoReturn
 
 from mailfs import __version__
-from mailfs.cli import importing, mounting, saving, searching, storing
+from mailfs.cli import (
+    delivering,
+    importing,
+    mounting,
+    saving,
+    searching,
+    status,
+    storing,
+    tagging,
+)
 from mailfs.cli.commands import Commands, Parser
 from mailfs.errors import EX_OSERR, MailfsError
 
@@ -23,7 +32,7 @@ def default_store(environment: dict[str, str]) -> Path:
         return Path(named)
     if data_home := environment.get("XDG_DATA_HOME"):
         return Path(data_home) / "mailfs"
-    return Path(environment.get("HOME", "~")).expanduser() / ".local/share/mailfs"
+    return Path(environment.get("HOME", "~")) / ".local/share/mailfs"
 
 
 class VersionAction(argparse.Action):
@@ -57,7 +66,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action=VersionAction, nargs=0, help="show versions and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (storing, importing, mounting, searching, saving):
+    for module in (storing, importing, delivering, mounting, searching, tagging, saving, status):
         module.add_commands(commands)
     return parser
 
@@ -103,13 +112,16 @@ def main(arguments: Sequence[str]) -> int:
     # The store is nobody else's business, whatever the shell's umask.
     os.umask(0o077)
     parsed = parse_arguments(arguments)
-    store = (parsed.store or default_store(dict(os.environ))).expanduser().absolute()
+    # Not Path.expanduser(), which fails for a user without a home: the command says then which store is missing.
+    named = parsed.store or default_store(dict(os.environ))
+    store = Path(os.path.expanduser(named)).absolute()
     # A name that is no UTF-8 is shown, not a reason to fail.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        code: int = parsed.run(parsed, store)
+        with status.answering(parsed.command):
+            code: int = parsed.run(parsed, store)
         sys.stdout.flush()
     except MailfsError as error:
         print(f"mailfs {parsed.command}: {error}", file=sys.stderr)

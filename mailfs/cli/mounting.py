@@ -4,14 +4,18 @@ import argparse
 import logging
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from mailfs.cli.commands import Commands, Parser, add_command
 from mailfs.errors import EX_SOFTWARE, EX_UNAVAILABLE, MailfsError, MountError, StoreError
+
+if TYPE_CHECKING:
+    from mailfs.fuse.mount import MountOptions
 
 log = logging.getLogger(__name__)
 
@@ -46,20 +50,27 @@ def add_commands(commands: "Commands[Parser]") -> None:
 
 
 def run_mount(arguments: argparse.Namespace, root: Path) -> int:
+    from mailfs.fuse.mount import MountOptions
     from mailfs.fuse.mounts import clear_mountpoint
+    from mailfs.store.config import read_config
     from mailfs.store.layout import open_layout
 
-    open_layout(root)  # a missing store is told before anything is touched
+    # A missing store, or what its configuration says wrong, is told before anything is touched.
+    config = read_config(open_layout(root))
     mountpoint = _resolved(arguments.mountpoint)
     if _resolved(root).is_relative_to(mountpoint):
         # The daemon would wait for itself, in a way not even SIGKILL ends.
         raise MountError(f"the store {root} lies in {mountpoint}: mount somewhere else")
     clear_mountpoint(mountpoint)
     options = tuple(option for words in arguments.options for option in words.split(",") if option)
-    if arguments.foreground:
-        _serve(root, mountpoint, options, not arguments.no_drain, None)
-        return 0
-    return _serve_in_background(root, mountpoint, options, not arguments.no_drain)
+    chosen = MountOptions(mountpoint, options, not arguments.no_drain, config=config)
+    if not arguments.foreground:
+        return _serve_in_background(root, chosen)
+    # Not left to children such as fusermount3, whose words are not the service's.
+    notify_socket = os.environ.pop("NOTIFY_SOCKET", None) or None
+    terminal_fd = sys.stderr.fileno() if sys.stderr.isatty() else None
+    _serve(root, chosen._replace(notify_socket=notify_socket, terminal_fd=terminal_fd))
+    return 0
 
 
 def _resolved(mountpoint: Path) -> Path:
@@ -67,23 +78,19 @@ def _resolved(mountpoint: Path) -> Path:
     return Path(os.path.realpath(mountpoint.expanduser()))
 
 
-def _serve(
-    root: Path,
-    mountpoint: Path,
-    options: tuple[str, ...],
-    is_drained: bool,
-    ready_fd: int | None,
-) -> None:
-    from mailfs.fuse.mount import MountOptions, Session
+def _serve(root: Path, options: "MountOptions") -> None:
+    from mailfs.fuse.mount import Session
     from mailfs.store.store import Store
 
+    # Until the mount can read its configuration again, and while it ends.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        level=options.config.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     logging.getLogger("pyfuse3").addFilter(_is_worth_a_line)
-    chosen = MountOptions(mountpoint, options, is_drained, ready_fd)
     with Store.open(root) as store:
-        Session(store, chosen).run()
+        Session(store, options).run()
 
 
 def _is_worth_a_line(record: logging.LogRecord) -> bool:
@@ -91,16 +98,14 @@ def _is_worth_a_line(record: logging.LogRecord) -> bool:
     return "fuse_reply_* failed with No such file" not in record.getMessage()
 
 
-def _serve_in_background(
-    root: Path, mountpoint: Path, options: tuple[str, ...], is_drained: bool
-) -> int:
+def _serve_in_background(root: Path, options: "MountOptions") -> int:
     """Fork before anything has threads; return when the child says that the mount can be used."""
     ready, report = os.pipe()
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
         os.close(ready)
-        _become_daemon(root, mountpoint, options, is_drained, report)
+        _become_daemon(root, options._replace(ready_fd=report), report)
     os.close(report)
     give_up = time.monotonic() + READY_DEADLINE_S
     answer = b""
@@ -125,9 +130,7 @@ def log_path(root: Path) -> Path:
     return root / "mount.log"
 
 
-def _become_daemon(
-    root: Path, mountpoint: Path, options: tuple[str, ...], is_drained: bool, report: int
-) -> NoReturn:
+def _become_daemon(root: Path, options: "MountOptions", report: int) -> NoReturn:
     """The child's life: a session of its own, no terminal, stderr to the log. Never returns."""
     code = 0
     try:
@@ -141,7 +144,7 @@ def _become_daemon(
             raise StoreError(f"cannot write {log_path(root)}: {error.strerror}") from error
         for source, target in ((null, 0), (log_fd, 1), (log_fd, 2)):
             os.dup2(source, target)
-        _serve(root, mountpoint, options, is_drained, report)
+        _serve(root, options)
     except MailfsError as error:
         code = error.exit_code
         _report(report, f"{code:03d}{error}")

@@ -24,18 +24,13 @@ def add_commands(commands: "Commands[Parser]") -> None:
 
 
 def run_save(arguments: argparse.Namespace, root: Path) -> int:
-    from mailfs.errors import UsageError
     from mailfs.search.names import check_search_name
     from mailfs.search.query import parse_query
-    from mailfs.search.tree import label_rule
     from mailfs.store.store import Store
+    from mailfs.views.searches import check_on_rm
 
     text = " ".join(arguments.query)
-    query = parse_query(text)
-    if arguments.on_rm in ("unlink", "untag") and label_rule(query) is None:
-        raise UsageError(
-            f"--on-rm={arguments.on_rm} takes keywords off, but the query requires none: {text}"
-        )
+    check_on_rm(arguments.on_rm, parse_query(text))
     name = check_search_name(arguments.name)
     with (
         Store.open(root) as store,

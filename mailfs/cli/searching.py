@@ -1,4 +1,4 @@
-"""mailfs search, mailfs count, mailfs show, mailfs tag."""
+"""mailfs search, mailfs count, mailfs show."""
 
 import argparse
 import json
@@ -11,16 +11,8 @@ from typing import TYPE_CHECKING
 
 from mailfs.cli.commands import Commands, Parser, add_command, add_query, plan_of
 from mailfs.errors import EX_NOINPUT, UsageError
-from mailfs.ids import Docid, Keyword
-from mailfs.message.keywords import (
-    DELETED,
-    DELETED_BY_ENTRY,
-    SEEN,
-    UNREAD,
-    keywords_of_flags,
-    parse_keyword,
-    split_keywords,
-)
+from mailfs.ids import Docid
+from mailfs.message.keywords import keywords_of_flags
 
 if TYPE_CHECKING:
     from mailfs.store.index import Summary
@@ -29,8 +21,6 @@ if TYPE_CHECKING:
 SORTS = ("newest-first", "oldest-first", "docid")
 OUTPUTS = ("summary", "messages", "files", "threads", "tags", "json")
 FORMATS = ("text", "raw", "mbox")
-# So many messages are tagged in one transaction: some tens of milliseconds of the writer lock.
-_TAG_SLICE = 1000
 _SUMMARY_SLICE = 500
 
 
@@ -46,15 +36,6 @@ def add_commands(commands: "Commands[Parser]") -> None:
     show.add_argument("--format", choices=FORMATS, default="text", help="how to print them")
     show.add_argument("--limit", type=_limit, metavar="N", help="at most so many messages")
     add_query(show)
-    tag = add_command(commands, "tag", run_tag, "put keywords on messages and take them off")
-    tag.usage = "mailfs tag +KEYWORD|-KEYWORD ... [--] QUERY ..."
-    tag.set_defaults(takes_words=True, takes_marks=True)
-    tag.add_argument(
-        "words",
-        metavar="+KEYWORD|-KEYWORD ... [--] QUERY",
-        nargs="+",
-        help="keywords to put on (+) and take off (-), then the query",
-    )
 
 
 def _limit(text: str) -> int:
@@ -210,43 +191,3 @@ def _as_mbox(raw: bytes, summary: "Summary") -> bytes:
     quoted = re.sub(rb"^(>*From )", rb">\1", raw, flags=re.MULTILINE)
     end = b"\n" if quoted.endswith(b"\n") else b"\n\n"
     return f"From mailfs@localhost {moment}\n".encode() + quoted + end
-
-
-def run_tag(arguments: argparse.Namespace, root: Path) -> int:
-    from mailfs.store.store import Store
-
-    add, remove, query = split_tag_words(arguments.words)
-    add_flags, add_keywords = split_keywords(add)
-    remove_flags, remove_keywords = split_keywords(remove)
-    if (add_flags | remove_flags) & DELETED:
-        remove_flags |= DELETED_BY_ENTRY  # said of the message itself now, in all its folders
-    with Store.open(root) as store:
-        docids = store.index.docids(plan_of(query))
-        for start in range(0, len(docids), _TAG_SLICE):
-            with store.writer.transaction("tag", durable=False) as transaction:
-                for docid in docids[start : start + _TAG_SLICE]:
-                    transaction.edit_flags(docid, add_flags, remove_flags)
-                    transaction.edit_keywords(docid, add_keywords, remove_keywords)
-        store.writer.sync()
-    return 0
-
-
-def split_tag_words(words: list[str]) -> tuple[list[Keyword], list[Keyword], list[str]]:
-    """What to put on, what to take off, and the query. +unread is -seen."""
-    add: list[Keyword] = []
-    remove: list[Keyword] = []
-    rest = list(words)
-    while rest and rest[0][:1] in ("+", "-") and rest[0] != "--":
-        word = rest.pop(0)
-        on = word[0] == "+"
-        if word[1:].lower() == UNREAD:
-            (remove if on else add).append(next(iter(keywords_of_flags(SEEN))))
-        else:
-            (add if on else remove).append(parse_keyword(word[1:]))
-    if rest and rest[0] == "--":
-        rest.pop(0)
-    if not add and not remove:
-        raise UsageError("name at least one +KEYWORD or -KEYWORD before the query")
-    if not rest:
-        raise UsageError("name the messages: a query, or * for all")
-    return add, remove, rest

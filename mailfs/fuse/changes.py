@@ -1,18 +1,20 @@
 """Changes made through the mount: committed, then shown, in the order the kernel must hear of them."""
 
 import contextlib
+import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar, TypeVarTuple
+from collections.abc import Sequence
 
 import trio
 import trio.lowlevel
 
 from mailfs.errors import Busy, MailfsError, NotFound
-from mailfs.fuse.notify import Notifier
+from mailfs.fuse.problems import Problems
+from mailfs.fuse.requests import Requests
 from mailfs.ids import Docid, SearchId
+from mailfs.views.announce import Announcements
 from mailfs.views.arrivals import Arrival, commit_arrival
 from mailfs.views.edits import (
     Edit,
@@ -22,66 +24,83 @@ from mailfs.views.edits import (
     commit_entries,
     plan_meanings,
 )
-from mailfs.views.refresh import (
-    LINGER_S,
-    end_lingering,
-    evaluate,
-    install,
-    needs_evaluation,
-    other_names,
-    refresh,
-    stop_lingering,
-    sync_letters,
-)
+from mailfs.views.evaluation import EVALUATION_DEADLINE_S, evaluate, install
+from mailfs.views.membership import end_lingering, other_names, stop_lingering
+from mailfs.views.refresh import follows_clock, moved_by_clock, refresh, sync_letters
 from mailfs.views.searches import RenamedSearches, SearchEdit
-from mailfs.views.tree import Directory, Invalidation, Tree
+from mailfs.views.tree import Directory, News, Tree
 from mailfs.views.view import View
 
 log = logging.getLogger(__name__)
 
-# How long a client's rename or unlink waits for a writer in another process before EAGAIN.
+# How long a client's rename or unlink waits for a writer in another process before EAGAIN, where nobody says otherwise.
 EDIT_DEADLINE_S = 10.0
 # Entries edited at once where nobody asked for it: some 50 ms.
 _SLICE_EDITS = 50
 # Refusals are explained once each; a client that makes up names must not fill the log.
 _MAX_EXPLAINED = 1000
 
-R = TypeVar("R")
-Arguments = TypeVarTuple("Arguments")
-
-
-class Blocking(Protocol):
-    """How a handler waits for something slow: Drain.blocking or drain.in_thread."""
-
-    async def __call__(self, function: Callable[[*Arguments], R], *arguments: *Arguments) -> R: ...
-
 
 class Changes:
     """The one way from a handler to the store, and from the store to the kernel."""
 
-    def __init__(self, tree: Tree, notifier: Notifier, blocking: Blocking) -> None:
+    def __init__(self, tree: Tree, announcements: Announcements, requests: Requests) -> None:
         self.tree = tree
-        self.blocking = blocking
+        self.requests = requests
+        self.blocking = requests.blocking
         self.is_dirty = False  # committed, but not yet made to survive power loss
-        self._notifier = notifier
+        self.edit_deadline_s = EDIT_DEADLINE_S
+        self.announcements = announcements
+        # Set when there is something to be told to the kernel, resp. for the timer to do.
+        self.has_news = trio.Event()
+        self.has_duties = trio.Event()
+        # Views somebody has looked at, or watches: to be evaluated before anybody asks, so that their changes are heard.
+        self._wanted: dict[SearchId, View] = {}
+        # Searches that are being evaluated: who opens the same view meanwhile waits for that.
+        self._loading: dict[SearchId, trio.Event] = {}
+        self.problems = Problems()
         self._explained: set[str] = set()
         # Views whose letters mean something else now, and whose entries have not been read anew.
         self._unsettled: list[View] = []
 
     def explain(self, name: str, error: MailfsError) -> None:
-        """Say once in the log why a client was refused; a name that is not there needs no word."""
+        """Say, in the log only once, why a client was refused; a name that is not there needs no word."""
         text = str(error)
-        is_known = text in self._explained or len(self._explained) >= _MAX_EXPLAINED
-        if not isinstance(error, NotFound) and not is_known:
+        if isinstance(error, NotFound):
+            return
+        self.problems.add(name, text)
+        if text not in self._explained and len(self._explained) < _MAX_EXPLAINED:
             self._explained.add(text)
             log.warning("%s refused: %s", name, text)
 
     # --- from the store to the kernel
 
-    def publish(self, invalidations: Sequence[Invalidation]) -> None:
-        """Tell the kernel which names are not true any more, without waiting."""
-        if invalidations:
-            self._notifier.publish(invalidations)
+    def publish(self, news: Sequence[News]) -> None:
+        """What has changed without the kernel's knowledge is told to it and to its watchers, without waiting."""
+        for each in news:
+            self.announcements.add(each)
+        if self.announcements:
+            self.has_news.set()
+
+    def told(
+        self,
+        docid: Docid,
+        *,
+        gone: tuple[Directory, bytes] | None = None,
+        made: tuple[Directory, bytes] | None = None,
+    ) -> None:
+        """A request that is being answered removed or made a name of a message: the kernel knows by itself."""
+        for place, is_made in ((gone, False), (made, True)):
+            if place is not None and place[0].view is not None:
+                directory, name = place
+                shown = (directory.kind, name)
+                self.announcements.told(
+                    place[0].view,
+                    docid,
+                    gone=None if is_made else shown,
+                    made=shown if is_made else None,
+                )
+        self.publish(())
 
     def sync_tree(self) -> None:
         """Bring the tree up to what is committed, by whatever process."""
@@ -134,18 +153,61 @@ class Changes:
                     break
                 await trio.lowlevel.checkpoint()
 
+    def want(self, view: View) -> None:
+        """Somebody looked for cur/ or new/: from now on there may be watchers, who must hear of all changes."""
+        if not view.is_loaded:
+            self._wanted[view.search.search_id] = view
+            self.rouse()
+
+    def rouse(self) -> None:
+        """There is something to be done that does not wait for the timer."""
+        self.has_duties.set()
+
     async def load(self, view: View) -> None:
-        """Evaluate a view, in a thread, if that must be before it is listed."""
-        if needs_evaluation(self.tree, view):
-            tree = self.tree
-            evaluation = await self.blocking(evaluate, tree.store.layout, view, tree.facts)
+        """Evaluate a view, in a thread, if nobody has."""
+        if follows_clock(view):
+            self.publish(moved_by_clock(self.tree, time.time()))
+        while not view.is_loaded:
+            search_id = view.search.search_id
+            others = self._loading.get(search_id)
+            if others is None:
+                await self._evaluate(view)
+            elif not await self.requests.until(others, EVALUATION_DEADLINE_S):
+                raise Busy(f"the search {view.search.name} takes too long: try again")
+
+    async def _evaluate(self, view: View) -> None:
+        search_id, tree = view.search.search_id, self.tree
+        done = self._loading[search_id] = trio.Event()
+        try:
+            evaluation = await self.blocking(
+                evaluate, tree.store.layout, view, tree.facts, what="a search"
+            )
             self.publish(install(tree, view, evaluation))
+        finally:
+            del self._loading[search_id]
+            done.set()
 
     # --- what time brings
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether time brings nothing but other processes' changes."""
+        tree = self.tree
+        return not (
+            self.is_dirty
+            or self._wanted
+            or self._unsettled
+            or tree.stale_names
+            or any(
+                view.lingering or view.former is not None or follows_clock(view)
+                for view in tree.views.values()
+            )
+        )
+
     async def tick(self) -> None:
-        """Other processes' changes while nobody asks, and the end of lingering."""
+        """Other processes' changes while nobody asks, the clock's, and the end of lingering."""
         self.sync_tree()
+        self.publish(moved_by_clock(self.tree, time.time()))
         self.publish(end_lingering(self.tree, time.monotonic()))
 
     async def forget_stale_names(self) -> None:
@@ -165,10 +227,14 @@ class Changes:
             for view in self.tree.views.values()
         )
 
-    async def evaluate_again(self) -> None:
-        """Move views that somebody looks at with the clock and with their threads, so that their mtimes do."""
-        for view in list(self.tree.views.values()):
-            if view.is_loaded and time.monotonic() - view.last_used_s < LINGER_S:
+    async def load_wanted(self) -> None:
+        """Evaluate views for those who may watch them, and those whose query was edited while they were looked at."""
+        for view in self.tree.views.values():
+            if view.former is not None:
+                self._wanted[view.search.search_id] = view
+        while self._wanted:
+            search_id, view = self._wanted.popitem()
+            if self.tree.view_of_or_none(search_id) is view:
                 await self.load(view)
 
     # --- from a client to the store
@@ -197,15 +263,19 @@ class Changes:
         try:
             commit(self.tree.store, edit, 0)
         except Busy:
-            await self.blocking(commit, self.tree.store, edit, EDIT_DEADLINE_S)
+            work = functools.partial(commit, self.tree.store, edit)
+            await self.requests.commit(work, self.edit_deadline_s)
         if isinstance(edit, RenamedSearches):
             self.tree.move_folders(edit.path, edit.new_path)
         self.is_dirty = True
         self.sync_tree()
 
-    async def arrive(self, arrival: Arrival) -> Docid:
+    async def arrive(self, arrival: Arrival, deadline_s: float | None = None) -> Docid:
         """Commit an arrival and show it. Durable ones wait for the disk, in a thread."""
-        docid = await self.blocking(commit_arrival, self.tree.store, arrival, EDIT_DEADLINE_S)
+        work = functools.partial(commit_arrival, self.tree.store, arrival)
+        if deadline_s is None:
+            deadline_s = self.edit_deadline_s
+        docid = await self.requests.commit(work, deadline_s)
         self.is_dirty = True
         self.sync_tree()
         if arrival.replaced is not None:
@@ -214,20 +284,20 @@ class Changes:
 
     async def sync(self) -> None:
         """Make every commit so far survive power loss."""
-        await self.blocking(self.tree.store.writer.sync)
+        await self.requests.sync(self.tree.store.writer.sync)
 
     async def sync_path(self, path: bytes) -> None:
         """fsync of an ordinary file by its real path."""
-        await self.blocking(_sync_path, path)
+        await self.requests.sync(_sync_path, path)
 
     async def sync_folder(self, folder: bytes) -> None:
         """fsync of a real folder, if it has been made."""
         with contextlib.suppress(FileNotFoundError):
-            await self.blocking(_sync_path, folder)
+            await self.requests.sync(_sync_path, folder)
 
     async def sync_file(self, fd: int) -> None:
         """fsync of an ordinary file."""
-        await self.blocking(os.fsync, fd)
+        await self.requests.sync(os.fsync, fd)
 
 
 def _sync_path(path: bytes) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from mailfs.fuse.requests import Requests
 from mailfs.ids import Docid, Fh, Ino
 from mailfs.store.packs import Location, PackReader
 from mailfs.store.records import Chain
@@ -23,6 +24,7 @@ class MessageHandle:
     chain: Chain | None = None
     frame_number: int = -1
     frame: bytes = b""
+    opener: int = 0
 
     def read(self, packs: PackReader, location: Location, offset: int, length: int) -> bytes:
         """Bytes from `offset`, fewer at the end. Raises Corrupt."""
@@ -56,6 +58,7 @@ class FileHandle:
     ino: Ino
     fd: int
     is_sealed: bool = False
+    opener: int = 0
 
 
 class AliasEntry(NamedTuple):
@@ -77,12 +80,17 @@ class DirectoryHandle:
     entries: tuple[Entry | FileEntry | AliasEntry, ...] = ()
     # Names of these that have been told: one that has become a message since is not told again.
     listed: set[bytes] = field(default_factory=set)
+    opener: int = 0
 
 
 class Handles:
-    """All open handles of the mount, and how often each message is open."""
+    """All open handles of the mount, and how often each message is open.
 
-    def __init__(self) -> None:
+    The `opener` of each is the thread of a client, as RequestContext.pid says it.
+    """
+
+    def __init__(self, requests: Requests) -> None:
+        self._requests = requests
         self.messages: dict[Fh, MessageHandle] = {}
         self.files: dict[Fh, FileHandle] = {}
         self.directories: dict[Fh, DirectoryHandle] = {}
@@ -96,6 +104,7 @@ class Handles:
     def open_message(self, handle: MessageHandle) -> Fh:
         """A new file handle for it; the message counts as open once more."""
         fh = self._next()
+        handle.opener = self._requests.thread
         self.messages[fh] = handle
         self.open_counts[handle.ino] = self.open_counts.get(handle.ino, 0) + 1
         return fh
@@ -111,6 +120,7 @@ class Handles:
     def open_file(self, handle: FileHandle) -> Fh:
         """A new file handle for it."""
         fh = self._next()
+        handle.opener = self._requests.thread
         self.files[fh] = handle
         return fh
 
@@ -127,6 +137,7 @@ class Handles:
     def open_directory(self, handle: DirectoryHandle) -> Fh:
         """A new file handle for it."""
         fh = self._next()
+        handle.opener = self._requests.thread
         self.directories[fh] = handle
         return fh
 

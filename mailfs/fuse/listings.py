@@ -8,26 +8,33 @@ import pyfuse3
 from pyfuse3 import EntryAttributes
 
 from mailfs.fuse.answers import CACHE_S, Answers
+from mailfs.fuse.changes import Changes
+from mailfs.fuse.echo import KnownDirectories
 from mailfs.fuse.handles import AliasEntry, DirectoryHandle
 from mailfs.fuse.ordinary import OrdinaryFiles
 from mailfs.ids import Docid, Ino
 from mailfs.views.files import FileEntry
-from mailfs.views.tree import ROOT_INO, Directory, Entry, Kind, Tree, message_ino
+from mailfs.views.tree import ROOT_INO, Directory, Entry, Kind, message_ino
 from mailfs.views.view import View
 
 # `.` and `..` have the cookies 1 and 2; what is no message has its place in the listing and _OTHERS; entry
 # `number` of a message has docid * 256 + number.
 _NUMBERS = 256
 _OTHERS = 1 << 60
+_LAST_DOCID = 1 << 40
 
 
 class Listings:
     """Answers readdir. `listed_view` is the one whose messages were listed last."""
 
-    def __init__(self, tree: Tree, ordinary: OrdinaryFiles, answers: Answers) -> None:
-        self._tree = tree
+    def __init__(
+        self, changes: Changes, ordinary: OrdinaryFiles, answers: Answers, known: KnownDirectories
+    ) -> None:
+        self._tree = changes.tree
+        self._announcements = changes.announcements
         self._ordinary = ordinary
         self._answers = answers
+        self._known = known
         self.listed_view: View | None = None
 
     def reply(self, handle: DirectoryHandle, start_id: int, token: pyfuse3.ReaddirToken) -> None:
@@ -94,7 +101,8 @@ class Listings:
         if directory is not None and self._tree.find_message_or_none(directory, entry.name):
             return True  # taken in since: it comes with the messages
         if isinstance(entry, Entry):
-            answer = self._directory_answer(entry.directory)
+            # Not kept: who goes in asks for it, and is heard of by that.
+            answer = self._answers.not_kept(self._tree.directory_attributes(entry.directory))
         elif isinstance(entry, AliasEntry):
             answer = self._answers.not_kept(self._tree.held_attributes(entry.docid))
         else:
@@ -102,7 +110,9 @@ class Listings:
         if not pyfuse3.readdir_reply(token, entry.name, answer, cookie):
             return False
         handle.listed.add(entry.name)
-        if isinstance(entry, FileEntry):
+        if isinstance(entry, Entry):
+            self._known.count(entry.directory.ino)
+        elif isinstance(entry, FileEntry):
             self._ordinary.files.count_listed(handle.place, entry)
         return True
 
@@ -123,10 +133,12 @@ class Listings:
         size, received_ns, changed_ns = facts.size, facts.received_ns, facts.changed_ns
         base_ino = message_ino(0)
         is_plain = view.has_plain_names and not self._tree.aliases
+        unannounced = self._announcements.unannounced(view)
         entry.st_nlink = 1
         entry.entry_timeout = CACHE_S
         listed = handle.listed
         after, skip = divmod(start_id, _NUMBERS)
+        until = _LAST_DOCID
         for docid, number, name in self._tree.iter_messages(directory, Docid(after), skip):
             length = size[docid]
             entry.st_ino = base_ino + docid
@@ -138,5 +150,10 @@ class Listings:
                 entry.st_nlink = self._tree.link_count(Docid(docid))
             if listed and name in listed:
                 continue
+            if unannounced:
+                entry.entry_timeout = 0 if docid in unannounced else CACHE_S
             if not reply(token, name, entry, docid * _NUMBERS + number):
-                return
+                until = docid
+                break
+        if unannounced:
+            self._announcements.listed(view, after, until)

@@ -1,6 +1,7 @@
 """Serve a mount until it is unmounted: session, signals, timers, and an orderly end.
 
-SIGTERM and SIGINT unmount lazily, serve who still has files open for GRACE_S, and end; a second one ends at once. SIGUSR2
+SIGTERM and SIGINT unmount lazily, serve who still has files open for GRACE_S, and end; a second one ends at once. SIGHUP
+reads the configuration again; where it means that the terminal has gone, it is as SIGTERM. SIGUSR2
 writes this process's view of itself to the log, as one line of JSON. After a crash the mount point stays dead and is
 never an empty directory: a synchroniser would take that for an emptied account.
 """
@@ -10,42 +11,46 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pyfuse3
 import trio
 
-from mailfs.errors import Busy, MailfsError, MountError, StoreError
-from mailfs.fuse.changes import Blocking
+from mailfs.errors import Busy, ConfigError, MailfsError, MountError, StoreError
 from mailfs.fuse.drain import Drain, in_thread
+from mailfs.fuse.duties import TAKE_IN_S, Duties
 from mailfs.fuse.mounts import run_fusermount, write_record
-from mailfs.fuse.notify import Notifier
 from mailfs.fuse.operations import Operations
+from mailfs.fuse.requests import MAX_COMMITS, Requests
+from mailfs.fuse.status import DaemonStatus, daemon_status
+from mailfs.fuse.systemd import ServiceManager
+from mailfs.store.config import Config, read_config
 from mailfs.store.store import Store
 from mailfs.views.tree import Tree
 
 log = logging.getLogger(__name__)
 
-# Handlers that wait run beside others; more than this many at once wait for each other.
-_MAX_TASKS = 32
-TICK_S = 1.0
-# A flag change that nobody fsyncs survives power loss after at most this.
-SYNC_S = 3.0
+# Handlers that wait run beside others, and one must be left to read on. A worker's buffer is 1 MiB of address space,
+# of which it uses as much as the requests it has read.
+_MAX_TASKS = 2 * MAX_COMMITS
 GRACE_S = 5.0
-# So long the timer takes in files that waited, before it looks after other things.
-TAKE_IN_S = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class MountOptions:
-    """How to mount. `ready_fd` is closed after one byte when the mount can be used; `options` go to libfuse."""
+class MountOptions(NamedTuple):
+    """How to mount. `ready_fd` is closed after one byte when the mount can be used; `options` go to libfuse.
+
+    `notify_socket` is where a service manager listens, see systemd.py. `terminal_fd` is the terminal the mount ends with.
+    """
 
     mountpoint: Path
     options: tuple[str, ...] = ()
     is_drained: bool = True
     ready_fd: int | None = None
+    config: Config = Config()
+    notify_socket: str | None = None
+    terminal_fd: int | None = None
 
 
 class Session:
@@ -57,15 +62,45 @@ class Session:
         self._tree = self._make_tree()
         for name, problem in self._tree.problems.items():
             log.warning("the search %s is not shown: %s", name, problem)
-        self._notifier = Notifier()
-        self._drain: Drain | None = None
-        blocking: Blocking = in_thread
+        self._since_s = time.time()
+        lock_path = store.layout.lock
         if options.is_drained:
-            self._drain = Drain()
-            self._drain.enable()
-            blocking = self._drain.blocking
-        self._operations = Operations(self._tree, self._notifier, blocking)
+            drain = Drain()
+            drain.enable()
+            let_another_read = drain.let_another_read
+            requests = Requests(drain.blocking, let_another_read, lock_path)
+        else:
+            let_another_read = _nothing
+            requests = Requests(in_thread, let_another_read, lock_path)
+        self._operations = Operations(self._tree, requests, self._status)
+        self._duties = Duties(store, self._operations, options.mountpoint, let_another_read)
         self._operations.ordinary.find_waiting()
+        self._manager = ServiceManager(options.notify_socket)
+        self._apply(options.config)
+
+    def _apply(self, config: Config) -> None:
+        self._config = config
+        self._duties.apply(config)
+
+    def _reload(self) -> None:
+        """Read the configuration again; one that cannot be used changes nothing."""
+        self._manager.reloading()
+        status = self._serving
+        try:
+            config = read_config(self._store.layout)
+        except ConfigError as error:
+            log.error("the configuration stays as it was: %s", error)
+            self._operations.changes.problems.add("SIGHUP", str(error))
+            status = f"{status}; the configuration stays as it was: {error}"
+        else:
+            self._apply(config)
+            logging.getLogger().setLevel(config.log_level.upper())
+            log.info("the configuration is: %s", config)
+        self._manager.ready(status)
+
+    @property
+    def _serving(self) -> str:
+        return f"serving {self._options.mountpoint}"
 
     def run(self) -> None:
         """Mount, serve, and return when unmounted. Raises MountError."""
@@ -105,15 +140,16 @@ class Session:
             ) from error
 
     async def _serve(self) -> None:
-        self._notifier.start()
         # Before the first client: what a killed mount left must not come back after a client has removed it.
         await self._operations.ordinary.take_in_waiting(TAKE_IN_S)
         async with trio.open_nursery() as nursery:
             await nursery.start(self._handle_signals)
-            nursery.start_soon(self._tick)
+            for duty in (self._duties.follow, self._duties.tell, self._duties.tick):
+                nursery.start_soon(duty)
             self._report_ready()
             await pyfuse3.main(1, _MAX_TASKS)
             nursery.cancel_scope.cancel()
+        self._manager.stopping(f"unmounted {self._options.mountpoint}")
         # Closes that were still on their way: nobody has these files open any more.
         self._operations.ordinary.find_waiting()
         await self._operations.ordinary.take_in_waiting(GRACE_S)
@@ -125,22 +161,35 @@ class Session:
             with contextlib.suppress(BrokenPipeError):
                 os.write(self._options.ready_fd, b"+")
             os.close(self._options.ready_fd)
+        self._manager.ready(self._serving)
 
     async def _handle_signals(
         self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         ending = False
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGUSR2) as signals:
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
+        with trio.open_signal_receiver(*numbers) as signals:
             task_status.started()
             async with trio.open_nursery() as nursery:
                 async for number in signals:
                     if number == signal.SIGUSR2:
-                        log.warning("status %s", json.dumps(self._status()))
-                    elif ending:
-                        pyfuse3.terminate()
-                    else:
+                        log.warning("status %s", json.dumps(self._status().as_dict()))
+                    elif number == signal.SIGHUP and not self._has_lost_terminal():
+                        self._reload()
+                    elif not ending:
                         ending = True
                         nursery.start_soon(self._unmount)
+                    elif number != signal.SIGHUP:
+                        pyfuse3.terminate()
+
+    def _has_lost_terminal(self) -> bool:
+        """Whether the terminal has gone; what is logged from then on is for nobody, and is no error."""
+        terminal_fd = self._options.terminal_fd
+        if terminal_fd is None or os.isatty(terminal_fd):
+            return False
+        with open(os.devnull, "wb") as null:
+            os.dup2(null.fileno(), terminal_fd)
+        return True
 
     async def _unmount(self) -> None:
         try:
@@ -152,57 +201,10 @@ class Session:
         await trio.sleep(GRACE_S)
         pyfuse3.terminate()
 
-    async def _tick(self) -> None:
-        synced_s = trio.current_time()
-        while True:
-            await trio.sleep(TICK_S)
-            if self._drain is not None:
-                self._drain.tick()
-            changes = self._operations.changes
-            await self._attempt(changes.tick)
-            await self._attempt(changes.forget_stale_names)
-            await self._attempt(changes.settle_letters)
-            await self._attempt(changes.evaluate_again)
-            await self._attempt(self._take_in)
-            if changes.is_dirty and trio.current_time() - synced_s >= SYNC_S:
-                synced_s = trio.current_time()
-                changes.is_dirty = False
-                await self._attempt(self._sync)
-
-    async def _attempt(self, work: Callable[[], Awaitable[None]]) -> None:
-        """One thing the timer does; what goes wrong with it keeps neither the others from being done nor the mount."""
-        try:
-            await work()
-        except Busy:
-            log.debug("the timer comes back to this: the store is busy")
-        except MailfsError as error:
-            log.warning("%s", error)
-        except Exception:  # as in the handlers
-            log.exception("the timer failed")
-
-    async def _take_in(self) -> None:
-        await self._operations.ordinary.take_in_waiting(TAKE_IN_S)
-
-    async def _sync(self) -> None:
-        try:
-            await trio.to_thread.run_sync(self._store.writer.sync)
-        except MailfsError:
-            self._operations.changes.is_dirty = True
-            raise
-
-    def _status(self) -> dict[str, object]:
-        handles = self._operations.handles
-        return {
-            "pid": os.getpid(),
-            "mountpoint": str(self._options.mountpoint),
-            "modseq": self._tree.modseq,
-            "requests": dict(self._operations.counts),
-            "open_messages": len(handles.messages),
-            "open_directories": len(handles.directories),
-            "views": {
-                name: len(view.docids) for name, view in self._tree.views.items() if view.is_loaded
-            },
-        }
+    def _status(self) -> DaemonStatus:
+        return daemon_status(
+            self._operations, self._options.mountpoint, self._since_s, self._operations.echo.counts
+        )
 
     def _make_tree(self) -> Tree:
         try:
@@ -224,9 +226,13 @@ class Session:
 
     def _close(self) -> None:
         self._keep_states()
-        if self._notifier.stop(GRACE_S):
+        if self._operations.echo.has_ended(GRACE_S):
             pyfuse3.close(unmount=True)
         log.info("unmounted")
+
+
+def _nothing() -> None:
+    """pyfuse3's own loop wakes its workers itself."""
 
 
 def _escape(text: str) -> str:

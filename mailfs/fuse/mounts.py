@@ -4,12 +4,16 @@ A daemon writes STORE/mounts/<pid> with its mount point and takes it away at its
 What is mounted is read from /proc/self/mountinfo (proc(5)).
 """
 
+import contextlib
 import errno
 import os
+import queue
 import re
 import subprocess
+import threading
 import time
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 from mailfs.errors import MountError
@@ -17,7 +21,13 @@ from mailfs.store.layout import Layout
 
 FILE_SYSTEM_TYPE = "fuse.mailfs"
 UNMOUNT_DEADLINE_S = 30.0
+LOOK_DEADLINE_S = 5.0
 _POLL_S = 0.02
+_BUSY_S = 1.0
+
+
+class MountBusy(MountError):
+    """Somebody is in the mount."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +36,7 @@ class Mounted:
 
     mountpoint: Path
     store: Path
+    device: int  # st_dev of everything on it
 
 
 def find_mounted_or_none(mountpoint: Path) -> Mounted | None:
@@ -34,9 +45,12 @@ def find_mounted_or_none(mountpoint: Path) -> Mounted | None:
     for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
         left, _, right = line.partition(" - ")
         kind, source, *_ = right.split(" ")
-        where = Path(_unescape(left.split(" ")[4]))
+        _, _, device, _, place, *_ = left.split(" ")
+        where = Path(_unescape(place))
         if kind == FILE_SYSTEM_TYPE and where == mountpoint:
-            found = Mounted(where, Path(_unescape(source)))  # the last one is on top
+            major, minor = map(int, device.split(":"))
+            # The last one is on top.
+            found = Mounted(where, Path(_unescape(source)), os.makedev(major, minor))
     return found
 
 
@@ -45,13 +59,40 @@ def _unescape(text: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
 
 
-def is_dead(mountpoint: Path) -> bool:
-    """Whether the daemon of a mount point has gone without unmounting."""
+class Life(Enum):
+    """How a mount point answers."""
+
+    ALIVE = "alive"
+    DEAD = "dead"  # its daemon has gone without unmounting
+    SILENT = "silent"
+
+
+def life_of(mountpoint: Path) -> Life:
+    """Ask a mount point for its attributes, for LOOK_DEADLINE_S.
+
+    One whose daemon was killed while it told the kernel to forget a name may answer nobody any more (own_thread.py).
+    """
+    answers: queue.SimpleQueue[Life] = queue.SimpleQueue()
+    threading.Thread(target=lambda: answers.put(_look_at(mountpoint)), daemon=True).start()
+    try:
+        return answers.get(timeout=LOOK_DEADLINE_S)
+    except queue.Empty:
+        return Life.SILENT
+
+
+def _look_at(mountpoint: Path) -> Life:
     try:
         os.stat(mountpoint)
     except OSError as error:
-        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-    return False
+        if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+            return Life.DEAD
+    return Life.ALIVE
+
+
+def _abort(device: int) -> None:
+    """End what waits for a daemon that has gone, where the file system fusectl is mounted (Documentation/filesystems/fuse)."""
+    with contextlib.suppress(OSError):
+        Path(f"/sys/fs/fuse/connections/{os.minor(device)}/abort").write_text("1")
 
 
 def record_path(layout: Layout, pid: int) -> Path:
@@ -68,18 +109,26 @@ def write_record(layout: Layout, mountpoint: Path) -> Path:
     return path
 
 
-def serving_pids(store: Path, mountpoint: Path) -> list[int]:
-    """The living processes that serve a mount point. Records of dead ones are removed."""
-    pids = []
+def living_records(store: Path) -> dict[int, Path]:
+    """The processes that serve mounts of a store, and where. Records of dead ones are removed."""
+    found = {}
     folder = store / "mounts"
     for path in folder.iterdir() if folder.is_dir() else ():
         if not path.name.isdigit():
             continue
         if not _is_alive(int(path.name)):
             path.unlink(missing_ok=True)
-        elif path.read_bytes() == os.fsencode(mountpoint):
-            pids.append(int(path.name))
-    return pids
+            continue
+        with contextlib.suppress(FileNotFoundError):  # it has ended just now
+            where = path.read_bytes()
+            if where:  # else it is being written
+                found[int(path.name)] = Path(os.fsdecode(where))
+    return found
+
+
+def serving_pids(store: Path, mountpoint: Path) -> list[int]:
+    """The living processes that serve a mount point."""
+    return [pid for pid, where in living_records(store).items() if where == mountpoint]
 
 
 def _is_alive(pid: int) -> bool:
@@ -105,8 +154,24 @@ def run_fusermount(mountpoint: Path, *, lazy: bool) -> None:
     if done.returncode:
         reason = done.stderr.strip() or f"fusermount3 ended with {done.returncode}"
         if "busy" in reason.lower():
-            reason = f"{mountpoint} is in use: close its clients, or unmount it lazily with -l"
+            raise MountBusy(
+                f"{mountpoint} is in use: close its clients, or unmount it lazily with -l"
+            )
         raise MountError(reason)
+
+
+def _detach(mountpoint: Path, *, lazy: bool) -> None:
+    """fusermount3, again and again for a while where it is busy: the daemon itself is in it for moments (echo.py)."""
+    give_up = time.monotonic() + _BUSY_S
+    while True:
+        try:
+            run_fusermount(mountpoint, lazy=lazy)
+        except MountBusy:
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(_POLL_S)
+        else:
+            return
 
 
 def unmount(mountpoint: Path, *, lazy: bool) -> None:
@@ -115,8 +180,8 @@ def unmount(mountpoint: Path, *, lazy: bool) -> None:
     if mounted is None:
         raise MountError(f"no mailfs is mounted at {mountpoint}")
     pids = serving_pids(mounted.store, mountpoint)
-    run_fusermount(mountpoint, lazy=lazy)
     give_up = time.monotonic() + UNMOUNT_DEADLINE_S
+    _detach(mountpoint, lazy=lazy)
     while not lazy and any(map(_is_alive, pids)):
         if time.monotonic() > give_up:
             raise MountError(f"unmounted, but process {pids[0]} has not ended yet")
@@ -125,14 +190,19 @@ def unmount(mountpoint: Path, *, lazy: bool) -> None:
 
 def clear_mountpoint(mountpoint: Path) -> None:
     """Make a mount point fit: take away a dead mailfs, refuse a living one. Raises MountError."""
-    if is_dead(mountpoint):
-        if find_mounted_or_none(mountpoint) is None:
-            raise MountError(
-                f"{mountpoint} is a dead mount of another file system: unmount it first"
-            )
+    life, mounted = life_of(mountpoint), find_mounted_or_none(mountpoint)
+    if mounted is None and life is not Life.ALIVE:
+        raise MountError(
+            f"{mountpoint} is a {life.value} mount of another file system: unmount it first"
+        )
+    if mounted is not None:
+        pids = serving_pids(mounted.store, mountpoint)
+        if life is Life.ALIVE or (life is Life.SILENT and pids):
+            silent = f", but process {pids[0]} does not answer" if life is Life.SILENT else ""
+            raise MountError(f"a mailfs is mounted at {mountpoint} already{silent}")
+        if life is Life.SILENT:
+            _abort(mounted.device)
         run_fusermount(mountpoint, lazy=True)
-    elif find_mounted_or_none(mountpoint) is not None:
-        raise MountError(f"a mailfs is mounted at {mountpoint} already")
     try:
         mountpoint.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

@@ -11,7 +11,7 @@ import errno
 import functools
 import logging
 import os
-from collections import Counter
+import stat
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -20,15 +20,19 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext
 
 from mailfs.errors import EditRefused, MailfsError, NotFound
 from mailfs.fuse.answers import Answers
-from mailfs.fuse.changes import Blocking, Changes
+from mailfs.fuse.changes import Changes
+from mailfs.fuse.control import ControlFiles, Status
+from mailfs.fuse.echo import Echo, KnownDirectories
 from mailfs.fuse.handles import DirectoryHandle, Handles, MessageHandle
+from mailfs.fuse.links import Links
 from mailfs.fuse.listings import Listings
-from mailfs.fuse.notify import Notifier
 from mailfs.fuse.ordinary import OrdinaryFiles, is_hidden
 from mailfs.fuse.renames import Renames
+from mailfs.fuse.requests import Requests
 from mailfs.ids import Docid, Fh, Ino
 from mailfs.store.records import FRAME_BYTES
-from mailfs.views.arrivals import plan_arrival, plan_link
+from mailfs.views.announce import Announcements
+from mailfs.views.control import is_control_ino, is_control_name
 from mailfs.views.edits import plan_unlink
 from mailfs.views.files import is_file_ino
 from mailfs.views.searches import plan_mkdir, plan_remove_part, plan_rmdir
@@ -61,7 +65,9 @@ def handler(
 
     @functools.wraps(method)
     async def wrapped(self: "Operations", /, *args: P.args, **kwargs: P.kwargs) -> R:
-        self.counts[name] += 1
+        requests = self.requests
+        requests.counts[name] += 1
+        requests.name, requests.arguments = name, args
         try:
             return await method(self, *args, **kwargs)
         except FUSEError:
@@ -77,6 +83,8 @@ def handler(
         except Exception:  # the last line of defence: one client's trouble never ends the mount
             log.exception("%s failed", name)
             raise FUSEError(errno.EIO) from None
+        finally:
+            requests.name, requests.arguments = "", ()
 
     return wrapped
 
@@ -88,16 +96,21 @@ class Operations(pyfuse3.Operations):
     supports_dot_lookup = False
     enable_writeback_cache = False
 
-    def __init__(self, tree: Tree, notifier: Notifier, blocking: Blocking) -> None:
+    def __init__(self, tree: Tree, requests: Requests, status: Callable[[], Status]) -> None:
         super().__init__()
         self.tree = tree
-        self.handles = Handles()
-        self.counts: Counter[str] = Counter()
-        self.changes = Changes(tree, notifier, blocking)
+        self.requests = requests
+        self.handles = Handles(requests)
         self._answers = Answers()
+        self.known = KnownDirectories()
+        announcements = Announcements(tree, self.known)
+        self.changes = Changes(tree, announcements, requests)
+        self.echo = Echo(tree, announcements, self._answers)
         self.ordinary = OrdinaryFiles(self.changes, self.handles, self._answers)
-        self._listings = Listings(tree, self.ordinary, self._answers)
+        self._listings = Listings(self.changes, self.ordinary, self._answers, self.known)
+        self._links = Links(self.changes, self.ordinary, self._answers)
         self._renames = Renames(self.changes, self.ordinary)
+        self.control = ControlFiles(self.changes, status)
         # Messages whose pages were put into the kernel, until it forgets the inode.
         self._stored: set[int] = set()
         # What a client that opens messages in the order of the last listing will open next.
@@ -108,6 +121,15 @@ class Operations(pyfuse3.Operations):
     def _directory_answer(self, directory: Directory) -> EntryAttributes:
         return self._answers.attributes(self.tree.directory_attributes(directory))
 
+    def _count_directory(self, answer: EntryAttributes) -> None:
+        if stat.S_ISDIR(answer.st_mode):
+            self.known.count(answer.st_ino)
+
+    def _made_answer(self, directory: Directory) -> EntryAttributes:
+        """Of a directory the kernel learns of by this."""
+        self.known.count(directory.ino)
+        return self._directory_answer(directory)
+
     def _message_answer(self, directory: Directory, name: bytes) -> EntryAttributes:
         """Of an entry. Raises NotFound unless the name is true now."""
         found = self.tree.find_message(directory, name)
@@ -116,8 +138,9 @@ class Operations(pyfuse3.Operations):
         view.use()
         attributes = self.tree.message_attributes(found.docid)
         # The kernel keeps a name only if it will be told when it is gone: not in a view that is not
-        # followed yet, and not one that we only understand.
-        if view.is_loaded and found.is_exact:
+        # followed yet, and not one that we only understand, or that watchers have still to be told of.
+        is_told = not self.changes.announcements.is_unannounced(view, found.docid)
+        if view.is_loaded and found.is_exact and is_told:
             return self._answers.attributes(attributes)
         return self._answers.not_kept(attributes)
 
@@ -125,6 +148,15 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        if self.echo.is_asking(ctx):
+            answer = self.echo.lookup_or_none((Ino(parent_inode), name))
+            if answer is not None:
+                self._count_directory(answer)
+                return answer
+        if self.echo.is_probe(name, ctx):
+            raise NotFound("nobody has this name")
+        if is_control_name(parent_inode, name):
+            return self.control.lookup(parent_inode, name)
         if not is_file_ino(parent_inode):
             directory = self.changes.directory(parent_inode)
             child = self.tree.child_or_none(directory, name)
@@ -144,11 +176,16 @@ class Operations(pyfuse3.Operations):
     def _child_answer(
         self, directory: Directory, child: Directory, name: bytes, ctx: RequestContext
     ) -> EntryAttributes:
+        if child.holds_messages and child.view is not None and not self.echo.is_asking(ctx):
+            self.changes.want(child.view)
         making = None if directory.view is None else directory.view.making
-        if making is None or directory.kind != Kind.VIEW:
-            return self._directory_answer(child)
-        if making.hides(name, ctx.pid):
+        is_making = making is not None and directory.kind == Kind.VIEW
+        if making is not None and is_making and making.hides(name, ctx.pid):
             raise NotFound(f"{name!r} is still to be made")
+        announcements = self.changes.announcements
+        if not is_making and not announcements.is_directory_unannounced(directory.ino, name):
+            return self._made_answer(child)
+        self.known.count(child.ino)
         return self._answers.not_kept(self.tree.directory_attributes(child))
 
     @handler
@@ -159,9 +196,13 @@ class Operations(pyfuse3.Operations):
         docid = docid_of_or_none(inode)
         if docid is not None:
             is_held = Ino(inode) in self.handles.open_counts or docid in self.tree.aliases.values()
+            if self.echo.is_asking(ctx):
+                return self.echo.attributes_before_removal(docid)
             if is_held:
                 return self._answers.attributes(self.tree.held_attributes(docid))
             return self._answers.attributes(self.tree.message_attributes(docid))
+        if is_control_ino(inode):
+            return self.control.attributes(inode)
         directory = self.tree.directory(inode)
         if directory.kind == Kind.CUR and directory.view is not None:
             directory.view.use()
@@ -180,6 +221,8 @@ class Operations(pyfuse3.Operations):
         if is_file_ino(inode):
             await self.ordinary.settle_ino(inode)
             return self.ordinary.set_attributes(inode, attr, fields, fh)
+        if is_control_ino(inode):
+            return self.control.set_attributes(inode, attr, fields, fh)
         docid = docid_of_or_none(inode)
         if docid is None:
             return self._directory_answer(self.tree.directory(inode))
@@ -192,6 +235,8 @@ class Operations(pyfuse3.Operations):
         """access(2). Not asked with default_permissions, where the kernel looks at the modes itself."""
         if is_file_ino(inode) and self.ordinary.message_or_none(inode) is None:
             return self.ordinary.is_allowed(inode, mode, is_root=ctx.uid == 0)
+        if is_control_ino(inode):
+            return self.control.is_allowed(inode, mode)
         return docid_of_or_none(inode) is None or not mode & os.X_OK
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -199,6 +244,8 @@ class Operations(pyfuse3.Operations):
         for inode, count in inode_list:
             if is_file_ino(inode):
                 self.ordinary.forget(inode, count)
+            elif docid_of_or_none(inode) is None:
+                self.known.forget(inode, count)
             else:
                 self._stored.discard(inode)
 
@@ -208,6 +255,8 @@ class Operations(pyfuse3.Operations):
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
         if is_file_ino(inode):
             return self.handles.open_directory(DirectoryHandle(None, Ino(inode)))
+        if is_control_ino(inode):
+            return self.control.open_directory(inode)
         directory = self.changes.directory(inode)
         view = directory.view
         if view is not None and directory.holds_messages:
@@ -222,6 +271,9 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def releasedir(self, fh: int) -> None:
+        if self.control.is_directory(fh):
+            self.control.close_directory(fh)
+            return
         directory = self.handles.close_directory(Fh(fh)).directory
         if directory is not None and directory.view is not None and directory.holds_messages:
             directory.view.open_handles -= 1
@@ -229,6 +281,9 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        if self.control.is_directory(fh):
+            self.control.list(fh, start_id, token)
+            return
         self._listings.reply(self.handles.directories[Fh(fh)], start_id, token)
 
     # --- open files
@@ -237,6 +292,8 @@ class Operations(pyfuse3.Operations):
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         docid = docid_of_or_none(inode)
         if docid is None:
+            if is_control_ino(inode):
+                return await self.control.open(inode, flags)
             if flags & os.O_ACCMODE:
                 await self.ordinary.settle_ino(inode)
             docid = self.ordinary.message_or_none(inode)
@@ -256,6 +313,7 @@ class Operations(pyfuse3.Operations):
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
+        self.control.check_outside(parent_inode, name)
         await self.ordinary.settle(parent_inode, name)
         return self.ordinary.create(parent_inode, name, flags, mode)
 
@@ -276,6 +334,8 @@ class Operations(pyfuse3.Operations):
     @handler
     async def read(self, fh: int, off: int, size: int) -> bytes:
         handle = self.handles.messages.get(Fh(fh))
+        if handle is None and self.control.is_file(fh):
+            return self.control.read(fh, off, size)
         if handle is None:
             return self.ordinary.read(self.handles.file(fh), off, size)
         if handle.location is None:
@@ -284,6 +344,8 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def write(self, fh: int, off: int, buf: bytes) -> int:
+        if self.control.is_file(fh):
+            return await self.control.write(fh, off, buf)
         handle = self.handles.file(fh)
         await self.ordinary.settle_ino(handle.ino)
         return self.ordinary.write(handle, off, buf)
@@ -291,6 +353,9 @@ class Operations(pyfuse3.Operations):
     @handler
     async def release(self, fh: int) -> None:
         """No client waits for this answer: time to put the next message of one who reads in order into place."""
+        if self.control.is_file(fh):
+            self.control.close(fh)
+            return
         if Fh(fh) in self.handles.files:
             await self.ordinary.release(Fh(fh))
             return
@@ -306,12 +371,16 @@ class Operations(pyfuse3.Operations):
     async def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
+        if self.echo.is_asking(ctx):
+            return self.echo.make((Ino(parent_inode), name))
+        self.control.check_outside(parent_inode, name)
         return self.ordinary.mknod(parent_inode, name, mode)
 
     @handler
     async def symlink(
         self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext
     ) -> EntryAttributes:
+        self.control.check_outside(parent_inode, name)
         return self.ordinary.symlink(parent_inode, name, target)
 
     @handler
@@ -322,72 +391,25 @@ class Operations(pyfuse3.Operations):
     async def link(
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext
     ) -> EntryAttributes:
+        self.control.check_outside(new_parent_inode, new_name)
+        self.control.check_outside(inode, b"")
         await self.ordinary.settle_ino(inode)
-        docid = docid_of_or_none(inode)
-        if docid is None and is_file_ino(new_parent_inode):
-            return self.ordinary.link(inode, new_parent_inode, new_name)
-        if is_file_ino(new_parent_inode):
-            raise EditRefused("a message can be linked into tmp, cur and new only", errno.EXDEV)
-        directory = self.changes.directory(new_parent_inode)
-        if docid is None:
-            docid = self.ordinary.message_or_none(inode)
-        if not directory.holds_messages or is_hidden(new_name):
-            if docid is None:
-                return self.ordinary.link(inode, new_parent_inode, new_name)
-            if directory.kind != Kind.TMP or directory.search_id is None:
-                raise EditRefused("a message can be linked into tmp, cur and new only", errno.EXDEV)
-            self.tree.put_alias(Alias(directory.search_id, new_name), docid)
-            return self._answers.not_kept(self.tree.held_attributes(docid))
-        if docid is None and await self._is_unfinished(Ino(inode)):
-            answer = self.ordinary.link(inode, new_parent_inode, new_name)
-            self.ordinary.wait_for(self.tree.area(directory), new_name)
-            await self.changes.sync_folder(self.tree.area(directory))
-            return self.ordinary.attributes(answer.st_ino)
-        if docid is None:
-            docid = await self._link_file(Ino(inode), directory, new_name)
-        else:
-            is_held = docid in self.tree.aliases.values()
-            await self.changes.arrive(
-                plan_link(self.tree, docid, directory, new_name, is_revived=is_held)
-            )
-        self.tree.remember_written(directory, new_name, docid)
-        return self._message_answer(directory, new_name)
-
-    async def _is_unfinished(self, ino: Ino) -> bool:
-        """Whether a file is no message yet: empty, or still being written; then what is there is made durable."""
-        source = self.ordinary.spooled(*self.ordinary.files.place_of(ino))
-        if source is None:
-            return False
-        if not self.ordinary.size(source):
-            return True
-        if not self.ordinary.is_being_written(source):
-            return False
-        await self.changes.sync_path(source.path)
-        return True
-
-    async def _link_file(self, ino: Ino, directory: Directory, name: bytes) -> Docid:
-        place, source_name = self.ordinary.files.place_of(ino)
-        source = self.ordinary.spooled(place, source_name)
-        if source is None:
-            raise EditRefused("only a regular file can become a message")
-        if self.ordinary.has(self.tree.area(directory), name):
-            raise EditRefused(f"{name!r} is there already", errno.EEXIST)
-        arrival = plan_arrival(self.tree, source, directory, name, is_exclusive=True)
-        # A name in tmp/ is a name of the message from now on; any other file is a client's own, and stays.
-        alias = self.ordinary.alias_of(place, source_name)
-        docid = await self.ordinary.deliver(
-            arrival, source, place, source_name, is_kept=alias is None
-        )
-        if alias is not None:
-            self.tree.put_alias(alias, docid)
-        return docid
+        made = await self._links.link(inode, new_parent_inode, new_name)
+        if isinstance(made, EntryAttributes):
+            return made
+        return self._message_answer(made, new_name)
 
     @handler
     async def mkdir(
         self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext
     ) -> EntryAttributes:
+        if self.echo.is_asking(ctx):
+            answer = self.echo.make((Ino(parent_inode), name))
+            self._count_directory(answer)
+            return answer
         if is_file_ino(parent_inode):
             return self.ordinary.mkdir(parent_inode, name, mode)
+        self.control.check_outside(parent_inode, name)
         directory = self.changes.directory(parent_inode)
         view = directory.view
         making = None if view is None else view.making
@@ -395,21 +417,18 @@ class Operations(pyfuse3.Operations):
             view.removed_parts.discard(name)
         elif making is not None and making.hides(name, ctx.pid):
             making.unmade.discard(name)
-        elif (
-            directory.kind == Kind.TMP
-            or directory.holds_messages
-            or (is_hidden(name) and name != b".mailfs")
-        ):
+        elif directory.kind == Kind.TMP or directory.holds_messages or is_hidden(name):
             return self.ordinary.mkdir(parent_inode, name, mode)
         else:
             await self.changes.edit(plan_mkdir(self.tree, directory, name))
+            self.changes.announcements.told_directory(directory.ino, name)
             made = self.tree.child_or_none(self.tree.directory(parent_inode), name)
             if made is not None and made.view is not None:
                 made.view.begin_making(ctx.pid)
         child = self.tree.child_or_none(self.tree.directory(parent_inode), name)
         if child is None:
             raise NotFound("the new search was forgotten again by another process")
-        return self._directory_answer(child)
+        return self._made_answer(child)
 
     # --- removing and changing names
 
@@ -423,16 +442,27 @@ class Operations(pyfuse3.Operations):
         flags: int,
         ctx: RequestContext,
     ) -> None:
+        if self.echo.is_asking(ctx):
+            self.echo.move((Ino(parent_inode_old), name_old), (Ino(parent_inode_new), name_new))
+            return
+        self.control.check_outside(parent_inode_old, name_old)
+        self.control.check_outside(parent_inode_new, name_new)
         await self.ordinary.settle(parent_inode_old, name_old)
         await self._renames.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
 
     @handler
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        if self.echo.is_asking(ctx):
+            self.echo.remove((Ino(parent_inode), name))
+            return
+        self.control.check_outside(parent_inode, name)
         await self.ordinary.settle(parent_inode, name)
         if not is_file_ino(parent_inode):
             directory = self.changes.directory(parent_inode)
-            if self.tree.find_message_or_none(directory, name) is not None:
+            found = self.tree.find_message_or_none(directory, name)
+            if found is not None:
                 await self.changes.edit_entry(plan_unlink(self.tree, directory, name))
+                self.changes.told(found.docid, gone=(directory, name))
                 return
             if self.tree.alias_or_none(directory, name) is not None:
                 assert directory.search_id is not None
@@ -442,9 +472,13 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        if self.echo.is_asking(ctx):
+            self.echo.remove((Ino(parent_inode), name))
+            return
         if is_file_ino(parent_inode):
             self.ordinary.rmdir(parent_inode, name)
             return
+        self.control.check_outside(parent_inode, name)
         directory = self.changes.directory(parent_inode)
         child = self.tree.child_or_none(directory, name)
         if child is None:
@@ -457,6 +491,7 @@ class Operations(pyfuse3.Operations):
             # The kernel forgets the name by itself.
         else:
             await self.changes.edit(plan_rmdir(self.tree, directory, name))
+            self.changes.announcements.told_directory(directory.ino, name)
 
     # --- durability and space
 
@@ -470,8 +505,10 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        handle = self.handles.directories[Fh(fh)]
         await self.changes.sync()
+        if self.control.is_directory(fh):
+            return
+        handle = self.handles.directories[Fh(fh)]
         await self.changes.sync_folder(self.ordinary.files.folder(handle.place))
 
     @handler

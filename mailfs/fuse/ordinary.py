@@ -9,15 +9,15 @@ import errno
 import logging
 import os
 import stat
-import threading
 import time
 
 import pyfuse3
+import trio
 from pyfuse3 import EntryAttributes, FileInfo
 
 from mailfs.errors import Busy, EditRefused, MailfsError, NotFound
 from mailfs.fuse.answers import Answers
-from mailfs.fuse.changes import EDIT_DEADLINE_S, Changes
+from mailfs.fuse.changes import Changes
 from mailfs.fuse.handles import FileHandle, Handles
 from mailfs.ids import Docid, Fh, Ino
 from mailfs.message.maildir import split_name
@@ -29,6 +29,10 @@ from mailfs.views.letters import KEYWORDS_FILE
 from mailfs.views.tree import Alias, Kind
 
 log = logging.getLogger(__name__)
+
+# Nobody waits for a file to be taken in, and the kernel has few requests under way that nobody waits for: those that
+# close files, which take them in, and those that read ahead.
+_TAKE_IN_DEADLINE_S = 0.25
 
 
 def is_hidden(name: bytes) -> bool:
@@ -49,8 +53,10 @@ class OrdinaryFiles:
         self.became: dict[Ino, Docid] = {}
         # Files in cur/ and new/ that are to be taken in when nobody writes them any more.
         self._waiting: set[tuple[Place, bytes]] = set()
+        # Whether the last one found the store busy: the next will not try before the timer does.
+        self._is_store_busy = False
         # Files that are being made messages now, in a thread.
-        self._in_flight: dict[Ino, threading.Event] = {}
+        self._in_flight: dict[Ino, trio.Event] = {}
         # Another mount of the store may write the same file: its pages are dropped at each open.
         self._info = FileInfo(keep_cache=False)
 
@@ -191,7 +197,9 @@ class OrdinaryFiles:
             directory = self._tree.directory_of_area_or_none(place)
             if name == KEYWORDS_FILE and directory is not None and directory.view is not None:
                 self._changes.sync_letters(directory.view)
-            await self.take_in(place, name)
+            await self.take_in(place, name, is_closed_now=True)
+        if self._waiting:
+            self._changes.rouse()
 
     # --- files that become messages
 
@@ -219,6 +227,12 @@ class OrdinaryFiles:
     def wait_for(self, place: Place, name: bytes) -> None:
         """A file in cur/ or new/ is to be taken in when nobody writes it any more, whoever does."""
         self._waiting.add((place, name))
+        self._changes.rouse()
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether files are to be taken in later."""
+        return bool(self._waiting)
 
     def size(self, source: SpooledFile) -> int:
         return os.lstat(source.path).st_size
@@ -245,7 +259,7 @@ class OrdinaryFiles:
             return None
         return Alias(directory.search_id, name)
 
-    async def take_in(self, place: Place, name: bytes) -> None:
+    async def take_in(self, place: Place, name: bytes, *, is_closed_now: bool = False) -> None:
         """A file that was written directly into cur/ or new/ becomes a message when nobody writes it any more.
 
         An empty one waits: a program that only tests whether it can make files (vim's 4913) is not delivering.
@@ -254,16 +268,25 @@ class OrdinaryFiles:
         directory = self._tree.directory_of_area_or_none(place)
         if source is None or directory is None:
             return
+        if is_closed_now and self._is_store_busy:
+            self._waiting.add((place, name))
+            return
         arrival = plan_arrival(
             self._tree, source, directory, name, is_exclusive=False, is_lenient=True
         )
+        self._is_store_busy = False
         try:
-            await self.deliver(arrival, source, place, name, is_kept=False)
+            docid = await self.deliver(
+                arrival, source, place, name, is_kept=False, deadline_s=_TAKE_IN_DEADLINE_S
+            )
+            self._changes.told(docid, made=(directory, name))
         except EditRefused as error:
             # It stays where it is, an ordinary file; nothing is lost.
             self._changes.explain("taking in", error)
         except MailfsError as error:
-            if not isinstance(error, Busy):
+            if isinstance(error, Busy):
+                self._is_store_busy = True
+            else:
                 self._changes.explain("taking in", error)
             self._waiting.add((place, name))
         except OSError as error:
@@ -289,12 +312,19 @@ class OrdinaryFiles:
         return source
 
     async def deliver(
-        self, arrival: Arrival, source: SpooledFile, place: Place, name: bytes, *, is_kept: bool
+        self,
+        arrival: Arrival,
+        source: SpooledFile,
+        place: Place,
+        name: bytes,
+        *,
+        is_kept: bool,
+        deadline_s: float | None = None,
     ) -> Docid:
         """Make a message of a file; one at a time for each file. Unless `is_kept`, the file goes."""
-        taken = self._in_flight[source.ino] = threading.Event()
+        taken = self._in_flight[source.ino] = trio.Event()
         try:
-            docid = await self._changes.arrive(arrival)
+            docid = await self._changes.arrive(arrival, deadline_s)
             if not is_kept:
                 self.delivered(source, place, name, docid)
         finally:
@@ -319,8 +349,8 @@ class OrdinaryFiles:
         while (taken := self._in_flight.get(Ino(inode))) is not None:
             await self._wait(taken)
 
-    async def _wait(self, taken: threading.Event) -> None:
-        if not await self._changes.blocking(taken.wait, EDIT_DEADLINE_S):
+    async def _wait(self, taken: trio.Event) -> None:
+        if not await self._changes.requests.until(taken, self._changes.edit_deadline_s):
             raise Busy("the file is being stored as a message: try again")
 
     def find_waiting(self) -> None:

@@ -17,10 +17,10 @@ from mailfs.fuse.changes import Changes
 from mailfs.fuse.ordinary import OrdinaryFiles, is_hidden
 from mailfs.ids import Docid
 from mailfs.views.arrivals import StoredMessage, plan_arrival, plan_move
-from mailfs.views.edits import plan_rename
+from mailfs.views.edits import Removal, plan_rename
 from mailfs.views.files import is_file_ino
 from mailfs.views.searches import plan_rename_directory
-from mailfs.views.tree import Alias, Directory, Invalidation, Kind
+from mailfs.views.tree import Alias, Directory, Kind
 
 
 class Renames:
@@ -67,7 +67,10 @@ class Renames:
             raise EditRefused("a view cannot be put into an ordinary directory")
         if self._ordinary.has(self._tree.area(new_parent), new_name):
             raise EditRefused(f"an ordinary {new_name!r} is there already", errno.ENOTEMPTY)
+        parent, name = self._tree.parent(directory).ino, directory.path.rpartition("/")[2].encode()
         await self._changes.edit(plan_rename_directory(self._tree, directory, new_parent, new_name))
+        self._changes.announcements.told_directory(parent, name)
+        self._changes.announcements.told_directory(new_parent.ino, new_name)
 
     async def _rename_message(
         self,
@@ -88,20 +91,25 @@ class Renames:
             docid = tree.find_message(directory, name).docid
             if edit is not None:
                 await self._changes.edit_entry(edit)
+                self._told_replaced(edit.replaced, new_directory, new_name)
         else:
             move = plan_move(
                 tree, directory, name, new_directory, new_name, is_exclusive=is_exclusive
             )
             docid = await self._changes.arrive(move)
+            self._told_replaced(move.replaced, new_directory, new_name)
         self._give_way(new_directory, new_name)
-        self._take_back(new_directory, new_name, docid)
+        self._changes.told(docid, gone=(directory, name))
+        self._made(new_directory, new_name, docid)
 
-    def _take_back(self, directory: Directory, name: bytes, docid: Docid) -> None:
-        """After a rename the kernel believes in the client's name; when we show another, it must forget it."""
+    def _made(self, directory: Directory, name: bytes, docid: Docid) -> None:
+        """After a rename the kernel believes in the client's name; when we show another, it is told of that."""
         self._tree.remember_written(directory, name, docid)
-        found = self._tree.find_message_or_none(directory, name)
-        if found is None or not found.is_exact:
-            self._changes.publish([Invalidation(directory.ino, name)])
+        self._changes.told(docid, made=(directory, name))
+
+    def _told_replaced(self, replaced: Removal | None, directory: Directory, name: bytes) -> None:
+        if replaced is not None:
+            self._changes.told(replaced.docid, gone=(directory, name))
 
     async def _rename_alias(
         self,
@@ -124,8 +132,9 @@ class Renames:
                 is_exclusive=is_exclusive,
             )
             await self._changes.arrive(arrival)
+            self._told_replaced(arrival.replaced, new_directory, new_name)
             self._give_way(new_directory, new_name)
-            self._take_back(new_directory, new_name, docid)
+            self._made(new_directory, new_name, docid)
         elif new_directory is not None and new_directory.kind == Kind.TMP:
             assert new_directory.search_id is not None
             self._check_free(new_directory, new_name, is_exclusive)
@@ -177,7 +186,8 @@ class Renames:
         docid = await self._ordinary.deliver(arrival, source, place, name, is_kept=False)
         if (place, name) != (self._tree.area(new_directory), new_name):
             self._give_way(new_directory, new_name)
-        self._take_back(new_directory, new_name, docid)
+        self._told_replaced(arrival.replaced, new_directory, new_name)
+        self._made(new_directory, new_name, docid)
         return True
 
     def _rename_file(

@@ -1,4 +1,4 @@
-"""A message enters a view: by delivery (link or rename of a file), by link, cp, or mv from another view.
+"""A message enters a view: by delivery (link or rename of a file, or of bytes), by link, cp, or mv from another view.
 
 Entering makes the view's query true: keywords it names are put on or taken off, flags it names set or cleared; then
 the query is asked, inside the transaction, and a message that would not be shown is refused, the file still where it
@@ -8,13 +8,21 @@ not go back to new/. One that was expunged comes back as if new.
 
 import errno
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from mailfs.errors import EditRefused, NoSuchMessage, NotFound
-from mailfs.ids import Docid, Ino
-from mailfs.message.keywords import DELETED, DELETED_BY_ENTRY, LETTER_BITS, RECENT
+from mailfs.ids import Docid, Ino, Keyword
+from mailfs.message.keywords import (
+    DELETED,
+    DELETED_BY_ENTRY,
+    LETTER_BITS,
+    RECENT,
+    split_keywords,
+)
 from mailfs.message.maildir import ChosenName, Form, form_of, split_name
 from mailfs.search.tree import flag_rule
+from mailfs.store.index import SavedSearch
 from mailfs.store.prepare import NewMessage, prepare_file
 from mailfs.store.store import Store
 from mailfs.store.transaction import Outcome, Transaction
@@ -53,15 +61,17 @@ class StoredMessage:
 class Arrival:
     """A message enters a view under a name.
 
+    base        None: nobody chose a name, it gets its canonical one, or keeps those it has there
     departure   what it leaves in the same transaction: a label view, or one of its names
     replaced    whose name it takes, as rename(2) over an existing name
     is_lenient  a name that belongs to another message is replaced by the canonical one
+    lingering   who has the name in this mount only, where a reader still has it
     is_move     mv: the client renames the message itself, as within a view
     """
 
-    source: SpooledFile | StoredMessage
+    source: SpooledFile | NewMessage | StoredMessage
     view: View
-    base: bytes
+    base: bytes | None
     meaning: Meaning
     form: Form
     in_new: bool
@@ -69,11 +79,12 @@ class Arrival:
     replaced: Removal | None = None
     is_lenient: bool = False
     is_move: bool = False
+    lingering: Docid | None = None
 
     @property
     def is_durable(self) -> bool:
         """What link and rename from tmp/ acknowledge survives power loss; mv between views loses nothing without."""
-        return isinstance(self.source, SpooledFile) or self.source.is_revived
+        return not isinstance(self.source, StoredMessage) or self.source.is_revived
 
 
 def plan_arrival(
@@ -91,8 +102,11 @@ def plan_arrival(
     if view is None or not directory.holds_messages:
         raise EditRefused("messages live in cur and new")
     base, letters = split_name(name)
-    replaced = None
-    if not is_lenient:
+    replaced = lingering = None
+    if is_lenient:
+        owner = tree.names.owner_or_none(view, base)
+        lingering = owner[0] if owner is not None and owner[0] in view.lingering else None
+    else:
         check_base(base)
         docid = source.docid if isinstance(source, StoredMessage) else None
         replaced = plan_replacement(tree, directory, name, docid, is_exclusive=is_exclusive)
@@ -107,6 +121,7 @@ def plan_arrival(
         departure=departure,
         replaced=replaced,
         is_lenient=is_lenient,
+        lingering=lingering,
     )
 
 
@@ -137,6 +152,22 @@ def plan_move(
     return replace(arrival, is_move=True)
 
 
+def plan_delivery(search: SavedSearch, new: NewMessage, keywords: Iterable[Keyword]) -> Arrival:
+    """A message is delivered into a view without a file and a name: it stands in new/, with these keywords too.
+
+    Raises QuerySyntaxError for a search that cannot be asked.
+    """
+    flags, own = split_keywords(keywords)
+    return Arrival(
+        source=new,
+        view=View.of(search, 0),
+        base=None,
+        meaning=Meaning(flags, own, b""),
+        form=Form.USUAL,
+        in_new=True,
+    )
+
+
 def commit_arrival(store: Store, arrival: Arrival, deadline_s: float = DEFAULT_DEADLINE_S) -> Docid:
     """Store what is new and make it a member. For any thread; the file itself is left where it is.
 
@@ -150,7 +181,9 @@ def commit_arrival(store: Store, arrival: Arrival, deadline_s: float = DEFAULT_D
 
 
 def _prepare(store: Store, arrival: Arrival) -> NewMessage | None:
-    if not isinstance(arrival.source, SpooledFile):
+    if isinstance(arrival.source, NewMessage):
+        return arrival.source
+    if isinstance(arrival.source, StoredMessage):
         return None
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
@@ -175,16 +208,18 @@ class _Entering:
     def run(self, new: NewMessage | None) -> Docid:
         arrival, entries = self._arrival, self._entries
         docid, is_new = self._take(new)
-        names: set[ChosenName] = set()
-        if not is_new and entries.is_shown(
-            docid
-        ):  # rows of a message that has left are of the past
-            names = entries.names(docid)
-        self._free_name(docid)
+        is_member = not is_new and entries.is_shown(docid)
+        # Rows of a message that has left are of the past.
+        names: set[ChosenName] = entries.names(docid) if is_member else set()
+        if arrival.base is not None:
+            self._free_name(docid, arrival.base)
         self._leave(docid)
         self._enter(docid, is_new=is_new)
-        is_copy = not is_new and arrival.departure is None
-        entries.put(docid, self._with_new_name(docid, names, is_copy=is_copy))
+        if arrival.base is not None:
+            is_copy = not is_new and arrival.departure is None
+            names = self._with_new_name(docid, arrival.base, names, is_copy=is_copy)
+        if arrival.base is not None or not is_member:
+            entries.put(docid, names)
         return docid
 
     def _take(self, new: NewMessage | None) -> tuple[Docid, bool]:
@@ -203,7 +238,7 @@ class _Entering:
         tx.revive(source.docid)
         return source.docid, True
 
-    def _free_name(self, docid: Docid) -> None:
+    def _free_name(self, docid: Docid, base: bytes) -> None:
         """Take the name from whom it may be taken. What a replaced message loses by it, the new one gets."""
         tx, replaced = self._tx, self._arrival.replaced
         if replaced is not None and replaced.docid != docid and tx.is_live(replaced.docid):
@@ -211,12 +246,10 @@ class _Entering:
             remove_entry(tx, replaced)
             is_live = tx.is_live(replaced.docid)
             tx.edit_keywords(docid, before - tx.keywords(replaced.docid) if is_live else before)
-        owner = self._entries.owner_or_none(self._arrival.base)
+        owner = self._entries.owner_or_none(base)
         may_be = (None, docid, None if replaced is None else replaced.docid)
         if owner not in may_be and not self._arrival.is_lenient:
-            raise EditRefused(
-                f"{self._arrival.base!r} is the name of another message", errno.EEXIST
-            )
+            raise EditRefused(f"{base!r} is the name of another message", errno.EEXIST)
 
     def _leave(self, docid: Docid) -> None:
         """mv out of a view: the entry goes, and with the last one what held the message there."""
@@ -237,9 +270,12 @@ class _Entering:
             # view would miss it, and a synchroniser take it for expunged.
             add |= RECENT
         if self._is_marked:
-            add |= DELETED | DELETED_BY_ENTRY
-            if tx.flags(docid) & DELETED and not tx.flags(docid) & DELETED_BY_ENTRY:
-                add &= ~DELETED_BY_ENTRY  # said of the message itself
+            add |= DELETED
+            before = tx.flags(docid)
+            if arrival.base is None:
+                remove |= DELETED_BY_ENTRY  # said of the message itself now, in all its folders
+            elif not before & DELETED or before & DELETED_BY_ENTRY:
+                add |= DELETED_BY_ENTRY
         if arrival.departure is not None and not is_new:
             # The same file under a new name: its letters are the flags, as in a rename.
             remove |= LETTER_BITS & ~arrival.meaning.flags & ~DELETED
@@ -258,20 +294,20 @@ class _Entering:
         return bool(self._arrival.meaning.flags & DELETED)
 
     def _with_new_name(
-        self, docid: Docid, names: set[ChosenName], *, is_copy: bool
+        self, docid: Docid, base: bytes, names: set[ChosenName], *, is_copy: bool
     ) -> set[ChosenName]:
         arrival = self._arrival
-        owner = self._entries.owner_or_none(arrival.base)
-        if arrival.is_lenient and owner not in (None, docid):
+        owners = {self._entries.owner_or_none(base), arrival.lingering}
+        if arrival.is_lenient and owners - {None, docid}:
             return names or {ChosenName(self._tx.base_of(docid))}
         for name in names:
-            if name.base == arrival.base:
+            if name.base == base:
                 extra = with_deleted(name.extra) if self._is_marked else name.extra
                 return names - {name} | {name._replace(extra=extra)}
         extra = arrival.meaning.extra
         if self._is_marked:
             extra = with_deleted(extra)
-        return names | {ChosenName(arrival.base, extra, arrival.form, is_copy)}
+        return names | {ChosenName(base, extra, arrival.form, is_copy)}
 
 
 def plan_link(

@@ -4,12 +4,13 @@ import errno
 from dataclasses import dataclass
 from typing import assert_never
 
-from mailfs.errors import EditRefused, NoSuchSearch, NotFound, QuerySyntaxError
-from mailfs.ids import Docid, Keyword
+from mailfs.errors import EditRefused, NoSuchSearch, NotFound, QuerySyntaxError, UsageError
+from mailfs.ids import Docid, Keyword, SearchId
 from mailfs.message.keywords import SYSTEM_KEYWORDS, UNREAD, keyword_for_folder
 from mailfs.search.names import check_search_name
 from mailfs.search.query import format_query, parse_query
-from mailfs.search.tree import rename_keyword
+from mailfs.search.tree import Query, label_rule, rename_keyword
+from mailfs.store.index import SavedSearch
 from mailfs.store.transaction import Transaction
 from mailfs.views.tree import Directory, Kind, Tree
 
@@ -39,7 +40,16 @@ class RenamedSearches:
     is_folder: bool = False  # the directory itself is no search
 
 
-SearchEdit = NewSearch | ForgottenSearch | RenamedSearches
+@dataclass(frozen=True, slots=True)
+class EditedQuery:
+    """Give a search another query. Its name, number and what rm does in its view stay."""
+
+    search_id: SearchId
+    name: str
+    query: str
+
+
+SearchEdit = NewSearch | ForgottenSearch | RenamedSearches | EditedQuery
 
 
 def plan_mkdir(tree: Tree, parent: Directory, name: bytes) -> NewSearch:
@@ -151,6 +161,26 @@ def plan_rename_directory(
     )
 
 
+def plan_query(search: SavedSearch, text: str) -> EditedQuery | None:
+    """Another query for a search, as it was typed; None when it is the one it has.
+
+    Raises EditRefused (EINVAL) that says why, and where.
+    """
+    try:
+        check_on_rm(search.on_rm, parse_query(text))
+    except (QuerySyntaxError, UsageError) as error:
+        raise EditRefused(f"the query of {search.name}: {error}", errno.EINVAL) from None
+    return None if text == search.query else EditedQuery(search.search_id, search.name, text)
+
+
+def check_on_rm(on_rm: str, query: Query) -> None:
+    """Raises UsageError where rm is to take keywords off in a view whose query requires none."""
+    if on_rm in ("unlink", "untag") and label_rule(query) is None:
+        raise UsageError(
+            f"on-rm={on_rm} takes keywords off, but the query requires none: {format_query(query)}"
+        )
+
+
 def _check_folders_empty(tree: Tree, directory: Directory) -> None:
     """Files in plain folders go by the folder's path: they would stay behind."""
     children = tree.entries(directory)
@@ -171,6 +201,10 @@ def commit_search(tx: Transaction, edit: SearchEdit) -> None:
             tx.searches.forget(name)
         case RenamedSearches():
             _rename_searches(tx, edit)
+        case EditedQuery(search_id, name, query):
+            if tx.searches.queries().get(name) != tx.searches.query(search_id):
+                raise NoSuchSearch(f"the search {name} was renamed meanwhile: try again")
+            tx.searches.rename(name, name, query)
         case _:
             assert_never(edit)
 

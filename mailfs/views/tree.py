@@ -36,6 +36,7 @@ ROOT_INO = Ino(1)
 _MESSAGE_INO = 1 << 40
 _VIEW_INO = 1 << 41
 _FOLDER_INO = 1 << 42
+LINGER_S = 300.0
 # Names clients made that are shown differently, remembered at once.
 _MAX_WRITTEN = 1000
 
@@ -82,11 +83,43 @@ class Attributes(NamedTuple):
     ctime_ns: int
 
 
+# A name in one of a view's folders.
+Shown = tuple[Kind, bytes]
+
+
 class Invalidation(NamedTuple):
-    """A name in a directory that is gone or means something else now."""
+    """A name in a directory to be forgotten: it means something else now, though nothing was made or removed."""
 
     parent: Ino
     name: bytes
+
+
+class NameChange(NamedTuple):
+    """The names of a message in a view, before and after; without any it is not there."""
+
+    view: View
+    docid: Docid
+    before: frozenset[Shown]
+    after: frozenset[Shown]
+
+
+class FoldersChanged(NamedTuple):
+    """So many messages of a view changed at once that they are not told one by one."""
+
+    view: View
+
+
+class DirectoryChange(NamedTuple):
+    """The directory of the tree under a name, before and after (None: there is none)."""
+
+    parent: Ino
+    name: bytes
+    before: Ino | None
+    after: Ino | None
+
+
+# What a change of the tree means for those who have seen its names.
+News = Invalidation | NameChange | FoldersChanged | DirectoryChange
 
 
 class Alias(NamedTuple):
@@ -139,7 +172,11 @@ class Tree:
         self.problems: dict[str, str] = {}
         self._held_states = held_states
         # What refresh() found before an error kept it from saying so.
-        self.owed_invalidations: list[Invalidation] = []
+        self.owed_news: list[News] = []
+        # What messages were called in views whose query was edited, of those that have changed since (View.former).
+        self.former_names: dict[SearchId, dict[Docid, frozenset[Shown]]] = {}
+        # How long what was read stays in a view that does not match it any more, after its reader was last seen.
+        self.linger_s = LINGER_S
         self._by_ino: dict[Ino, Directory] = {}
         self._children: dict[str, dict[bytes, Directory]] = {}
         self._folder_inos: dict[str, Ino] = {"": ROOT_INO}
@@ -172,30 +209,38 @@ class Tree:
             self._place_view(name, view)
         self._move_mtimes(children_before)
         for path in sorted(children_before.keys() - self._children.keys(), reverse=True):
+            # To the kernel a directory that was removed stays so: one that is made again has another number.
+            self._folder_inos.pop(path, None)
             # An empty area of a plain folder that is gone would be an ordinary directory of its name.
             with contextlib.suppress(OSError):
                 os.rmdir(area_of(self.store.layout, None, "", path))
 
     def _move_mtimes(self, children_before: dict[str, set[bytes]]) -> None:
         """The times of directories that hold directories: of the newest search in them, then of changes seen."""
+        newest_ns: dict[str, int] = {}
+        for name, view in self.views.items():
+            parts = name.split("/")
+            for depth in range(len(parts) + 1):
+                path = "/".join(parts[:depth])
+                newest_ns[path] = max(newest_ns.get(path, 0), view.search.changed_ns)
         for path, names in self._children.items():
             if path not in self._mtimes_ns:
-                within = [
-                    view.search.changed_ns
-                    for name, view in self.views.items()
-                    if not path or name == path or name.startswith(path + "/")
-                ]
-                self._mtimes_ns[path] = max(within, default=self._searches_changed_ns)
+                self._mtimes_ns[path] = newest_ns.get(path, self._searches_changed_ns)
             elif children_before.get(path) != set(names):
                 self._mtimes_ns[path] = max(self._searches_changed_ns, self._mtimes_ns[path] + 1)
 
     def _view_of(self, search: SavedSearch, before: View | None) -> View:
-        if before is not None and before.search == search:
+        if before is not None and before.search.query == search.query:
+            before.search = (
+                search  # called otherwise, or another rule for rm: the members are the same
+            )
             return before
         state = self._held_states.pop(search.search_id, None)
         if state is None:
             # Later than anything shown of it before, by this mount or one that crashed.
-            return View.of(search, self._searches_changed_ns)
+            view = View.of(search, self._searches_changed_ns)
+            view.follow(before)
+            return view
         view = View.of(search, state.new_mtime_ns)
         view.cur_mtime_ns = state.cur_mtime_ns
         return view
@@ -237,6 +282,18 @@ class Tree:
 
     def iter_directories(self) -> Iterator[Directory]:
         yield from list(self._by_ino.values())
+
+    def view_of_or_none(self, search_id: SearchId) -> View | None:
+        """The view of a search, if its query can be asked."""
+        directory = self._by_ino.get(_view_ino(search_id, Kind.VIEW))
+        return None if directory is None else directory.view
+
+    def path_of(self, directory: Directory) -> bytes:
+        """From the root, without a slash at either end."""
+        path = directory.path.encode()
+        if directory.kind in (Kind.VIEW, Kind.FOLDER):
+            return path
+        return path + b"/" + directory.kind.name.lower().encode()
 
     def subfolder_ino(self, view: View, kind: Kind) -> Ino:
         """The inode of a view's cur, new or tmp."""

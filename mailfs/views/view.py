@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 
 from mailfs.ids import Docid, Modseq
 from mailfs.message.maildir import ChosenName, parse_base_or_none
+from mailfs.search.dates import Span
 from mailfs.search.query import parse_query
-from mailfs.search.tree import LabelRule, Query, label_rule
+from mailfs.search.tree import LabelRule, Query, depends_on_threads, label_rule
 from mailfs.store.index import SavedSearch
 from mailfs.views.letters import NO_LETTERS, FileStamp, LetterMap
 
@@ -52,9 +53,19 @@ class View:
     rule: LabelRule | None
     new_mtime_ns: int
     cur_mtime_ns: int
+    # Whether what happens to a message may concern others of its conversation.
+    follows_threads: bool = False
     is_loaded: bool = False
-    evaluated_modseq: Modseq | None = None
-    evaluated_s: float = 0.0
+    # The view of this search before its query or name was edited, until this one is loaded: who has seen its names
+    # is told the difference.
+    former: "View | None" = None
+    # The last change of members or names (IMAP's HIGHESTMODSEQ of a mailbox).
+    modseq: Modseq | None = None
+    # The time by which all members were judged (seconds since 1970), what the dates of the query stood for then, and
+    # when (monotonic) it may be moved on.
+    asked_s: float = 0.0
+    spans: tuple[Span, ...] = ()
+    next_look_s: float = 0.0
     docids: "array[int]" = field(default_factory=_no_docids)
     # Names clients chose, of a loaded view's members; who is not here has its canonical name.
     chosen: dict[Docid, tuple[ChosenName, ...]] = field(default_factory=dict)
@@ -79,11 +90,19 @@ class View:
     def of(cls, search: SavedSearch, mtime_ns: int) -> "View":
         """An unloaded view. Raises QuerySyntaxError."""
         query = parse_query(search.query)
-        return cls(search, query, label_rule(query), mtime_ns, mtime_ns)
+        view = cls(search, query, label_rule(query), mtime_ns, mtime_ns)
+        view.follows_threads = depends_on_threads(query)
+        return view
 
     def use(self) -> None:
         """Somebody is looking: lingering members stay a while longer."""
         self.last_used_s = time.monotonic()
+
+    def follow(self, before: "View | None") -> None:
+        """Take the place of a view whose search was edited."""
+        if before is not None:
+            self.former = before if before.is_loaded else before.former
+            self.last_used_s = before.last_used_s
 
     def begin_making(self, maker: int) -> None:
         """The view was just made by this thread."""
@@ -92,13 +111,15 @@ class View:
     def load(self, evaluation: "Evaluation") -> None:
         """Take the members for the first time."""
         self.docids = evaluation.docids
+        self.chosen, self.claimed = {}, set()
         for docid, rows in evaluation.chosen.items():
             self.set_chosen(docid, rows)
         self.letters = evaluation.letters
         self.letters_stamp = evaluation.letters_stamp
         self.own_letters = evaluation.own_letters
-        self.evaluated_modseq = evaluation.modseq
-        self.evaluated_s = time.monotonic()
+        self.modseq = evaluation.modseq
+        self.asked_s = evaluation.asked_s
+        self.spans = evaluation.spans
         self.is_loaded = True
         if self.docids:
             self.removed_parts -= {b"cur", b"new"}
@@ -170,11 +191,13 @@ def _is_of_another(base: bytes, docid: Docid) -> bool:
 class Evaluation:
     """The result of asking a view's query anew: the members at `modseq`, and their names.
 
-    `stale` are docids with chosen names that are no members any more.
+    `asked_s` is the time it was asked for (seconds since 1970), `spans` are what its relative dates stood for, `stale` docids with chosen names that are no members any more.
     """
 
     modseq: Modseq
     docids: "array[int]"
+    asked_s: float
+    spans: tuple[Span, ...] = ()
     chosen: dict[Docid, tuple[ChosenName, ...]] = field(default_factory=dict)
     letters: LetterMap = NO_LETTERS
     letters_stamp: FileStamp | None = None

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from mailfs.cli.searching import split_tag_words
+from mailfs.cli.tagging import split_tag_words
 from mailfs.errors import EX_NOINPUT, EX_USAGE, UsageError
 from mailfs.ids import Keyword
 from mailfs.message.keywords import ANSWERED, FLAGGED, SEEN
 from mailfs.message.maildir import parse_base_or_none, split_name
 from mailfs.store.store import Store
-from tests.fakes import DATE_S, PROJECT, Deliver, RunMailfs, make_message, new_message
-from tests.oracle import contents_of, docids_of
+from tests.fakes import DATE_S, PROJECT, Deliver, RunMailfs, make_message
+from tests.oracle import contents_of
 
 
 @pytest.fixture
@@ -395,18 +395,6 @@ def test_the_words_of_tag_are_split_at_the_query(
 def test_words_without_keyword_or_query_cannot_be_split(words: list[str]) -> None:
     with pytest.raises(UsageError):
         split_tag_words(words)
-
-
-def test_more_messages_than_one_transaction_takes_are_all_tagged(
-    store: Store, mailfs: RunMailfs
-) -> None:
-    with store.writer.transaction("test", durable=True) as transaction:
-        for number in range(1100):
-            transaction.add(new_message(make_message(number)))
-    before = store.index.state().modseq
-    assert lines(mailfs("tag", "+work", "*")) == []
-    assert len(docids_of(store, "tag:work")) == 1100
-    assert store.index.state().modseq == before + 2
 
 
 # --- starting up

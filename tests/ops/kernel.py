@@ -2,7 +2,8 @@
 
 import errno
 import os
-from collections.abc import Awaitable, Callable, Iterable
+import time
+from collections.abc import Awaitable, Callable
 from typing import TypeVar, TypeVarTuple
 
 import pyfuse3
@@ -10,24 +11,23 @@ import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError
 
 from mailfs.fuse.drain import in_thread
-from mailfs.fuse.notify import Notifier
 from mailfs.fuse.operations import Operations
-from mailfs.views.tree import Invalidation
+from mailfs.fuse.requests import Requests
+from mailfs.views.announce import Place
 from tests.views.world import World
 
 R = TypeVar("R")
 Arguments = TypeVarTuple("Arguments")
 
 
-class RecordingNotifier(Notifier):
-    """Keeps what the kernel would be told."""
+class NothingSaid:
+    """Instead of a daemon's view of itself."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.told: list[Invalidation] = []
+    def as_text(self) -> str:
+        return "nothing\n"
 
-    def publish(self, invalidations: Iterable[Invalidation]) -> None:
-        self.told += invalidations
+    def as_dict(self) -> dict[str, object]:
+        return {"said": "nothing"}
 
 
 class Kernel:
@@ -35,8 +35,8 @@ class Kernel:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.notifier = RecordingNotifier()
-        self.operations = Operations(world.tree, self.notifier, in_thread)
+        requests = Requests(in_thread, lambda: None, world.tree.store.layout.lock)
+        self.operations = Operations(world.tree, requests, NothingSaid)
         self.context = pyfuse3.RequestContext()
         self.pages: dict[int, bytes] = {}
         self._listed: list[tuple[bytes, int, int]] = []
@@ -46,6 +46,13 @@ class Kernel:
         """Instead of pyfuse3.notify_store."""
         assert offset == 0
         self.pages[inode] = data
+
+    def forgotten(self) -> set[Place]:
+        """The names the kernel is told to forget since the last call; it has looked up all directories on the way."""
+        announcements = self.operations.changes.announcements
+        batch = announcements.take(time.monotonic())
+        announcements.finish()
+        return {*batch.forgotten, *(step.place for step in batch.steps)}
 
     def take_entry(
         self, token: pyfuse3.ReaddirToken, name: bytes, attr: EntryAttributes, next_id: int

@@ -17,7 +17,7 @@ from mailfs.message.keywords import FLAGGED, RECENT, SEEN
 from mailfs.store.records import FRAME_BYTES
 from mailfs.store.store import Store
 from mailfs.views.edits import Edit, commit
-from mailfs.views.tree import Invalidation, message_ino
+from mailfs.views.tree import message_ino
 from tests.fakes import Deliver, ExpectLog
 from tests.ops.kernel import Kernel, name_of
 from tests.views.world import World
@@ -275,7 +275,7 @@ def test_a_name_in_a_view_nobody_listed_is_kept_by_the_kernel_only_if_it_will_be
     kept_s = entry.entry_timeout
     world.set_flags(docid, add=FLAGGED)
     kernel.ask(kernel.operations.changes.tick)
-    told = Invalidation(world.directory("inbox/cur").ino, name) in kernel.notifier.told
+    told = (world.directory("inbox/cur").ino, name) in kernel.forgotten()
     assert told or kept_s == 0
 
 
@@ -291,7 +291,7 @@ def test_a_name_a_client_chose_but_we_do_not_show_is_taken_back_from_the_kernel(
     kernel.names("inbox/cur")
     assert kernel.rename("inbox/cur", name, "inbox/cur", chosen) == 0
     assert world.name(docid) != chosen
-    assert cur in {each.parent for each in kernel.notifier.told if each.name == chosen}
+    assert (cur, chosen) in kernel.forgotten()
 
 
 @pytest.mark.parametrize("room", [1, 3, 1000])
@@ -337,7 +337,7 @@ def test_a_change_by_another_process_is_seen_by_the_next_request(
     old = world.name(docid)
     world.set_flags(docid, add=FLAGGED)
     assert kernel.errno_of_lookup("inbox/cur", old) == errno.ENOENT
-    assert Invalidation(world.directory("inbox/cur").ino, old) in kernel.notifier.told
+    assert (world.directory("inbox/cur").ino, old) in kernel.forgotten()
     assert kernel.names("inbox/cur") == [world.name(docid)]
 
 
@@ -392,11 +392,11 @@ def test_an_edit_waits_for_another_writer_in_a_thread(
 
 
 def test_a_writer_that_does_not_let_go_is_eagain_and_nothing_is_changed(
-    world: World, kernel: Kernel, expect_log: ExpectLog, monkeypatch: pytest.MonkeyPatch
+    world: World, kernel: Kernel, expect_log: ExpectLog
 ) -> None:
     docid = world.deliver(flags=0)
     name = world.name(docid)
-    monkeypatch.setattr(changes_module, "EDIT_DEADLINE_S", 0.01)
+    kernel.operations.changes.edit_deadline_s = 0.01
     expect_log("rename refused: .* is writing")
     inside, done = threading.Event(), threading.Event()
 
@@ -518,7 +518,7 @@ def test_handles_are_counted_so_that_lingering_waits_for_them(world: World, kern
 
 def test_requests_are_counted_by_name(world: World, kernel: Kernel) -> None:
     kernel.names("inbox/cur")
-    counts = kernel.operations.counts
+    counts = kernel.operations.requests.counts
     assert counts["opendir"] == counts["releasedir"] == 1
     assert counts["lookup"] == 2
     assert counts["readdir"] == 2
@@ -532,11 +532,11 @@ def test_a_message_read_while_another_process_writes_lingers_all_the_same(
     name = world.name(docid)
     kernel.names("unread/cur")
 
-    async def blocking(function: Callable[..., None], *arguments: object) -> None:
+    async def blocking(function: Callable[..., None], *arguments: object, **_: object) -> None:
         await in_thread(function, *arguments)
         kernel.operations.changes.sync_tree()  # what the next request of another client does first
 
-    monkeypatch.setattr(kernel.operations.changes, "blocking", blocking)
+    monkeypatch.setattr(kernel.operations.requests, "in_thread", blocking)
     with another_writer(world, monkeypatch):
         assert kernel.rename("unread/cur", name, "unread/cur", name + b"S") == 0
     assert kernel.names("unread/cur") == [name + b"S"]

@@ -16,7 +16,7 @@ from mailfs.ids import Docid, Ino
 from mailfs.message.keywords import FLAGGED, LETTER_BITS, RECENT, SEEN
 from mailfs.store.store import Store
 from mailfs.views.edits import EntryEdit, plan_rename, plan_unlink
-from mailfs.views.refresh import end_lingering, needs_evaluation
+from mailfs.views.membership import end_lingering
 from mailfs.views.tree import Invalidation, Kind, Tree
 from mailfs.views.view import View
 from tests.oracle import problems_of
@@ -163,7 +163,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule()
     def readers_go(self) -> None:
-        self.told += end_lingering(self.world.tree, time.monotonic() + 301)
+        self.told += self.world.forgotten(end_lingering(self.world.tree, time.monotonic() + 301))
         assert not any(view.lingering for view in self.world.tree.views.values())
 
     # --- what must hold
@@ -189,13 +189,6 @@ class Histories(RuleBasedStateMachine):
     def the_tree_shows_what_is_true(self) -> None:
         told = [*self.told, *self.world.refresh()]
         self.told = []
-        # A thread's members change with messages that are not among them: opendir asks anew.
-        for name, view in self.world.tree.views.items():
-            if view.is_loaded and needs_evaluation(self.world.tree, view):
-                before = set(view.docids)
-                self.world.load(name)
-                told_anew = before - set(view.docids)
-                assert not told_anew & view.lingering
         for view in self.world.tree.views.values():
             if view.is_loaded:
                 assert set(view.docids) - view.lingering == set(self.world.matching(view))

@@ -275,21 +275,6 @@ def test_two_flags_that_change_letters_are_other_names(world: World) -> None:
     assert set(told) == _gone(world, "inbox/cur", _name(world, only, b"Pa"))
 
 
-def test_a_view_that_is_asked_anew_tells_of_names_that_another_file_took(world: World) -> None:
-    """Its members move with their threads, so it is asked while nobody opens a file in it."""
-    docid = world.deliver(keywords=("inbox", "work"), flags=FLAGGED)
-    world.save("threads", "thread:{is:flagged}")
-    world.refresh()
-    world.load("threads")
-    area = world.tree.area(world.directory("threads"))
-    os.makedirs(area, exist_ok=True)
-    with open(os.path.join(area, KEYWORDS_FILE), "w") as file:
-        file.write("0 work\n")
-    told = world.load_again("threads")
-    assert world.names("threads/cur") == [_name(world, docid, b"Fa")]
-    assert set(told) >= _gone(world, "threads/cur", _name(world, docid, b"F"))
-
-
 # --- renames
 
 

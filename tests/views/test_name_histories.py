@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from mailfs.errors import MailfsError
-from mailfs.fuse.changes import Changes
 from mailfs.ids import Docid, Keyword
 from mailfs.message.keywords import (
     DELETED,
@@ -34,12 +33,12 @@ from mailfs.store.store import Store
 from mailfs.views.arrivals import Arrival, plan_arrival, plan_link, plan_move
 from mailfs.views.edits import EntryEdit, Removal, plan_rename, plan_unlink
 from mailfs.views.letters import KEYWORDS_FILE
-from mailfs.views.refresh import end_lingering, needs_evaluation
+from mailfs.views.membership import end_lingering
 from mailfs.views.view import View
 from tests.fakes import make_message
 from tests.oracle import problems_of
 from tests.views.name_model import FLAGS, RULES, Mail, Model, Refused, Skipped, split
-from tests.views.world import Told, World, at_once, run
+from tests.views.world import Told, World, changes_of, run
 
 VIEWS = tuple(RULES)
 FOLDERS = ("cur", "new")
@@ -68,8 +67,9 @@ class Mount:
 
     def __init__(self, store: Store) -> None:
         self.world = World(store)
-        self.told = Told()
-        self.changes = Changes(self.world.tree, self.told, at_once)
+        self.changes = changes_of(self.world.tree)
+        assert isinstance(self.changes.announcements, Told)
+        self.told = self.changes.announcements
         self.before: dict[Place, Seen] = {}
 
     def visit(self) -> None:
@@ -349,14 +349,14 @@ class NameHistories(RuleBasedStateMachine):
     @rule(mount=st.integers(0, 1), view=st.sampled_from(VIEWS))
     def load(self, mount: int, view: str) -> None:
         world = self.mounts[mount].world
-        if needs_evaluation(world.tree, world.tree.views[view]):
+        if not world.tree.views[view].is_loaded:
             world.load(view)
             self.model.loaded[mount].add(view)
 
     @rule(mount=st.integers(0, 1))
     def readers_go(self, mount: int) -> None:
         made = self.mounts[mount]
-        made.told.publish(end_lingering(made.world.tree, time.monotonic() + 301))
+        made.changes.publish(end_lingering(made.world.tree, time.monotonic() + 301))
         self.model.lingering[mount] = {view: set() for view in VIEWS}
 
     # --- others

@@ -13,17 +13,13 @@ from mailfs.search.tree import Query
 from mailfs.store import index as index_module
 from mailfs.store.index import EntryRow
 from mailfs.store.saved import ViewState
-from mailfs.views import refresh as refresh_module
+from mailfs.views import evaluation, membership
 from mailfs.views.edits import plan_rename
+from mailfs.views.evaluation import evaluate, install
 from mailfs.views.facts import Facts
+from mailfs.views.membership import end_lingering
 from mailfs.views.names import Names
-from mailfs.views.refresh import (
-    end_lingering,
-    evaluate,
-    install,
-    needs_evaluation,
-    refresh,
-)
+from mailfs.views.refresh import refresh
 from mailfs.views.tree import Invalidation, Kind, Tree
 from mailfs.views.view import View
 from tests.views.world import World
@@ -260,7 +256,7 @@ def test_a_message_read_in_unread_stays_there_until_its_reader_is_gone(world: Wo
     assert world.names("unread/cur") == [world.name(docid)]
     before = world.mtimes("unread")
     expected = gone(world, "unread/cur", world.name(docid))
-    assert set(end_lingering(world.tree, view.last_used_s + 301)) == expected
+    assert set(world.forgotten(end_lingering(world.tree, view.last_used_s + 301))) == expected
     assert world.names("unread/cur") == []
     assert world.mtimes("unread")[1] > before[1]
     assert world.mtimes("unread")[0] == before[0]
@@ -330,49 +326,30 @@ def test_a_lingering_message_that_its_thread_brings_back_is_not_let_go(world: Wo
     assert view.lingering == {first}
     answer = world.deliver(flags=FLAGGED, references=["1@example.org"])
     world.refresh()
-    assert needs_evaluation(world.tree, view)
-    world.load("threads")
     assert world.matching(view) == [first, answer]
     end_lingering(world.tree, view.last_used_s + 10_000)
     assert list(view.docids) == [first, answer]
 
 
-# --- questions that must be asked whole
+# --- conversations
 
 
-def test_a_thread_search_is_asked_again_after_any_change_and_then_complete(world: World) -> None:
+def test_a_thread_search_follows_changes_of_messages_that_are_not_in_it(world: World) -> None:
     root = world.deliver()
     world.save("threads", "thread:{is:flagged}")
     world.refresh()
     view = world.load("threads")
-    assert not needs_evaluation(world.tree, view)
     answer = world.deliver(flags=FLAGGED, references=["1@example.org"])
     world.refresh()
-    assert needs_evaluation(world.tree, view)
-    world.load("threads")
     assert list(view.docids) == [root, answer] == world.matching(view)
-    world.set_flags(answer, remove=FLAGGED)
-    world.refresh()
     names = {world.name(root), world.name(answer)}
-    evaluation = evaluate(world.store.layout, view, world.tree.facts)
-    told = {each.name for each in install(world.tree, view, evaluation)}
+    world.set_flags(answer, remove=FLAGGED)
+    told = {
+        each.name for each in world.refresh() if each.parent == world.directory("threads/cur").ino
+    }
     assert list(view.docids) == []
-    # The answer's own name was told when it changed; the root left because another message did.
-    assert world.name(root) in told
-    assert told <= names | {world.name(answer)}
-
-
-def test_a_relative_date_is_asked_again_after_a_minute(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    world.save("recently", "date:today..")
-    world.refresh()
-    view = world.load("recently")
-    assert not needs_evaluation(world.tree, view)
-    later = view.evaluated_s + 61
-    monkeypatch.setattr(time, "monotonic", lambda: later)
-    assert needs_evaluation(world.tree, view)
-    assert not needs_evaluation(world.tree, world.load("inbox"))
+    # The root left because another message did.
+    assert told == names
 
 
 # --- what stays for the next mount
@@ -490,7 +467,7 @@ def test_what_a_refresh_owed_before_an_error_is_told_by_the_next(
         return matching(query, docids, source, now_s)
 
     with monkeypatch.context() as patch:
-        patch.setattr(refresh_module, "matching", failing)
+        patch.setattr(membership, "matching", failing)
         with pytest.raises(StoreError):
             world.refresh()
     told = set(world.refresh())
@@ -507,8 +484,6 @@ def test_a_view_of_threads_moves_when_a_message_outside_it_changes(world: World)
     before = world.mtimes("threads")
     world.set_flags(asked, add=FLAGGED)
     world.refresh()
-    assert needs_evaluation(world.tree, view)
-    world.load("threads")
     assert list(view.docids) == [answer]
     assert world.mtimes("threads") > before
 
@@ -519,7 +494,7 @@ def test_a_search_that_takes_too_long_is_given_up_and_can_be_tried_again(
     docids = [world.deliver() for _ in range(5)]
     view = world.tree.views["all"]
     with monkeypatch.context() as patch:
-        patch.setattr(refresh_module, "EVALUATION_DEADLINE_S", -1.0)
+        patch.setattr(evaluation, "EVALUATION_DEADLINE_S", -1.0)
         patch.setattr(index_module, "_STEPS_A_LOOK", 1)
         with pytest.raises(Busy, match="too long"):
             evaluate(world.store.layout, view, world.tree.facts)

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import ParamSpec, TypeVar, TypeVarTuple
 
 import pytest
@@ -10,13 +10,15 @@ import trio
 
 from mailfs.errors import MailfsError
 from mailfs.fuse.changes import Changes
-from mailfs.fuse.notify import Notifier
+from mailfs.fuse.drain import in_thread
+from mailfs.fuse.requests import Requests
 from mailfs.ids import Docid, Ino, Keyword
 from mailfs.message.keywords import RECENT, SEEN, letters_of_flags
 from mailfs.message.maildir import Base, format_base, format_name
 from mailfs.search.plan import plan
 from mailfs.store.prepare import prepare_message
 from mailfs.store.store import Store
+from mailfs.views.announce import Announcements
 from mailfs.views.areas import make_area
 from mailfs.views.arrivals import (
     Arrival,
@@ -27,10 +29,20 @@ from mailfs.views.arrivals import (
     plan_move,
 )
 from mailfs.views.edits import Edit, EntryEdit, Removal, commit, plan_rename, plan_unlink
+from mailfs.views.evaluation import evaluate, install
 from mailfs.views.files import FILE_INO
 from mailfs.views.letters import KEYWORDS_FILE
-from mailfs.views.refresh import evaluate, install, refresh, stop_lingering, sync_letters
-from mailfs.views.tree import ROOT_INO, Directory, Invalidation, Tree
+from mailfs.views.membership import stop_lingering
+from mailfs.views.refresh import refresh, sync_letters
+from mailfs.views.tree import (
+    ROOT_INO,
+    Directory,
+    DirectoryChange,
+    Invalidation,
+    NameChange,
+    News,
+    Tree,
+)
 from mailfs.views.view import View
 from tests.fakes import make_message
 
@@ -39,20 +51,63 @@ Arguments = TypeVarTuple("Arguments")
 Parameters = ParamSpec("Parameters")
 
 
-class Told(Notifier):
+def forgotten(tree: Tree, news: Iterable[News]) -> list[Invalidation]:
+    """The names that are not true any more."""
+    found = []
+    for each in news:
+        match each:
+            case Invalidation():
+                found.append(each)
+            case DirectoryChange(parent, name, before, _):
+                found += [Invalidation(parent, name)] if before is not None else []
+            case NameChange(view, _, before, after):
+                found += [
+                    Invalidation(tree.subfolder_ino(view, kind), name)
+                    for kind, name in sorted(before - after)
+                ]
+    return found
+
+
+class Everywhere(dict[int, int]):
+    """A kernel that has looked up every directory."""
+
+    def __contains__(self, ino: object) -> bool:
+        return True
+
+
+class Told(Announcements):
     """Keeps what the kernel would be told."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, tree: Tree) -> None:
+        super().__init__(tree, Everywhere())
         self.invalidations: list[Invalidation] = []
 
-    def publish(self, invalidations: Iterable[Invalidation]) -> None:
-        self.invalidations += invalidations
+    def add(self, news: News) -> None:
+        super().add(news)
+        self.invalidations += forgotten(self._tree, [news])
 
 
-async def at_once(function: Callable[[*Arguments], R], *arguments: *Arguments) -> R:
-    """What a mount does in a thread."""
-    return function(*arguments)
+class AtOnce(Requests):
+    """What a mount does in threads, done where it stands: nothing waits, and no event loop is needed."""
+
+    def __init__(self, tree: Tree) -> None:
+        super().__init__(in_thread, lambda: None, tree.store.layout.lock)
+
+    async def blocking(
+        self, function: Callable[[*Arguments], R], *arguments: *Arguments, what: str = ""
+    ) -> R:
+        return function(*arguments)
+
+    async def sync(self, function: Callable[[*Arguments], R], *arguments: *Arguments) -> R:
+        return function(*arguments)
+
+    async def commit(self, work: Callable[[float], R], deadline_s: float) -> R:
+        return work(deadline_s)
+
+
+def changes_of(tree: Tree) -> Changes:
+    """What a mount changes a tree by."""
+    return Changes(tree, Told(tree), AtOnce(tree))
 
 
 def run(handler: Coroutine[None, None, R]) -> R:
@@ -117,7 +172,11 @@ class World:
     # --- what a mount does
 
     def refresh(self) -> list[Invalidation]:
-        return refresh(self.tree)
+        return self.forgotten(refresh(self.tree))
+
+    def forgotten(self, news: Sequence[News]) -> list[Invalidation]:
+        """The names that are not true any more."""
+        return forgotten(self.tree, news)
 
     def edit(self, edit: Edit) -> list[Invalidation]:
         """As a handler does it: commit, then refresh while the view knows what is edited in it."""
@@ -126,12 +185,12 @@ class World:
         if edited is not None:
             edited[0].add(edited[1])
         commit(self.store, edit)
-        invalidations = refresh(self.tree)
+        news = refresh(self.tree)
         if edited is not None:
             edited[0].discard(edited[1])
         if isinstance(edit, Removal) and lingers:
-            invalidations += stop_lingering(self.tree, edit.view, edit.docid)
-        return invalidations
+            news += stop_lingering(self.tree, edit.view, edit.docid)
+        return self.forgotten(news)
 
     def load(self, name: str) -> View:
         self.load_again(name)
@@ -140,11 +199,12 @@ class World:
     def load_again(self, name: str) -> list[Invalidation]:
         """Ask a view's query anew."""
         view = self.tree.views[name]
-        return install(self.tree, view, evaluate(self.store.layout, view, self.tree.facts))
+        evaluation = evaluate(self.store.layout, view, self.tree.facts)
+        return self.forgotten(install(self.tree, view, evaluation))
 
     def tick(self) -> None:
         """What a mount does now and then."""
-        changes = Changes(self.tree, Told(), at_once)
+        changes = changes_of(self.tree)
         trio.run(changes.tick)
         trio.run(changes.forget_stale_names)
 
@@ -221,7 +281,7 @@ class World:
         with open(path + b".lock", "w") as file:
             file.write(text)
         os.rename(path + b".lock", path)
-        return sync_letters(self.tree, self.tree.views[view])
+        return self.forgotten(sync_letters(self.tree, self.tree.views[view]))
 
     # --- what is seen
 
