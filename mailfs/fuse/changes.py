@@ -5,7 +5,7 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import trio
 import trio.lowlevel
@@ -14,7 +14,7 @@ from mailfs.errors import Busy, MailfsError, NotFound
 from mailfs.fuse.problems import Problems
 from mailfs.fuse.requests import Requests
 from mailfs.ids import Docid, SearchId
-from mailfs.views.announce import Announcements
+from mailfs.views.announce import Announcements, Place
 from mailfs.views.arrivals import Arrival, commit_arrival
 from mailfs.views.edits import (
     Edit,
@@ -28,7 +28,7 @@ from mailfs.views.evaluation import EVALUATION_DEADLINE_S, evaluate, install
 from mailfs.views.membership import end_lingering, other_names, stop_lingering
 from mailfs.views.refresh import follows_clock, moved_by_clock, refresh, sync_letters
 from mailfs.views.searches import RenamedSearches, SearchEdit
-from mailfs.views.tree import Directory, News, Tree
+from mailfs.views.tree import Directory, FoldersChanged, Invalidation, News, Tree
 from mailfs.views.view import View
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,8 @@ EDIT_DEADLINE_S = 10.0
 _SLICE_EDITS = 50
 # Refusals are explained once each; a client that makes up names must not fill the log.
 _MAX_EXPLAINED = 1000
+# How long a client is understood that uses a name which its own request has changed in another view.
+OWN_CHANGE_S = 0.1
 
 
 class Changes:
@@ -51,8 +53,9 @@ class Changes:
         self.is_dirty = False  # committed, but not yet made to survive power loss
         self.edit_deadline_s = EDIT_DEADLINE_S
         self.announcements = announcements
-        # Set when there is something to be told to the kernel, resp. for the timer to do.
+        # Set when there is something to be told to the kernel, views to be evaluated, something for the timer to do.
         self.has_news = trio.Event()
+        self.has_wanted = trio.Event()
         self.has_duties = trio.Event()
         # Views somebody has looked at, or watches: to be evaluated before anybody asks, so that their changes are heard.
         self._wanted: dict[SearchId, View] = {}
@@ -60,6 +63,8 @@ class Changes:
         self._loading: dict[SearchId, trio.Event] = {}
         self.problems = Problems()
         self._explained: set[str] = set()
+        # Names of messages that requests have changed: what was called so, the client's thread, until when.
+        self._own_changes: dict[Place, tuple[Docid, int, float]] = {}
         # Views whose letters mean something else now, and whose entries have not been read anew.
         self._unsettled: list[View] = []
 
@@ -79,6 +84,8 @@ class Changes:
         """What has changed without the kernel's knowledge is told to it and to its watchers, without waiting."""
         for each in news:
             self.announcements.add(each)
+            if isinstance(each, FoldersChanged | Invalidation):
+                self.has_wanted.set()  # a view may be to be evaluated anew
         if self.announcements:
             self.has_news.set()
 
@@ -94,6 +101,7 @@ class Changes:
             if place is not None and place[0].view is not None:
                 directory, name = place
                 shown = (directory.kind, name)
+                self._own_changes.pop((directory.ino, name), None)
                 self.announcements.told(
                     place[0].view,
                     docid,
@@ -101,6 +109,53 @@ class Changes:
                     made=shown if is_made else None,
                 )
         self.publish(())
+
+    # --- names that have changed faster than their client could know
+
+    def _show(self, docid: Docid | None) -> None:
+        """Bring the tree up to what a request has just committed, about a message or searches.
+
+        Its client may go on at once with the names it knew (it files a message in one view, and then removes it from
+        another): for a moment it is understood.
+        """
+        self.sync_tree()
+        if docid is not None:
+            known = (docid, self.requests.thread, time.monotonic() + OWN_CHANGE_S)
+            self._own_changes |= dict.fromkeys(self.announcements.stale_places(docid), known)
+
+    def known_or_none(self, directory: Directory, name: bytes, thread: int) -> Docid | None:
+        """The message a name meant until just now: to the client whose request has changed it."""
+        if not self._own_changes:
+            return None
+        docid, changed_by, until_s = self._own_changes.get((directory.ino, name), (None, 0, 0.0))
+        now_s = time.monotonic()
+        if now_s > max(each[2] for each in self._own_changes.values()):
+            self._own_changes.clear()
+        return docid if changed_by == thread and now_s < until_s else None
+
+    @contextlib.contextmanager
+    def as_believed(self, directory: Directory, name: bytes) -> Iterator[None]:
+        """Understand a name that has changed, as long as the client could not know: the kernel was not told yet."""
+        docid = None
+        view = directory.view
+        is_gone = (
+            view is not None
+            and directory.holds_messages
+            and self.tree.find_message_or_none(directory, name) is None
+        )
+        if view is not None and is_gone:
+            docid = self.known_or_none(directory, name, self.requests.thread)
+            docid = docid or self.announcements.believed_or_none(view, (directory.kind, name))
+        if docid is None:
+            yield
+            return
+        self.tree.remember_written(directory, name, docid)
+        try:
+            yield
+        finally:
+            self.tree.forget_written(directory, name)
+
+    # --- from the store to the tree
 
     def sync_tree(self) -> None:
         """Bring the tree up to what is committed, by whatever process."""
@@ -157,7 +212,7 @@ class Changes:
         """Somebody looked for cur/ or new/: from now on there may be watchers, who must hear of all changes."""
         if not view.is_loaded:
             self._wanted[view.search.search_id] = view
-            self.rouse()
+            self.has_wanted.set()
 
     def rouse(self) -> None:
         """There is something to be done that does not wait for the timer."""
@@ -195,13 +250,9 @@ class Changes:
         tree = self.tree
         return not (
             self.is_dirty
-            or self._wanted
             or self._unsettled
             or tree.stale_names
-            or any(
-                view.lingering or view.former is not None or follows_clock(view)
-                for view in tree.views.values()
-            )
+            or any(view.lingering or follows_clock(view) for view in tree.views.values())
         )
 
     async def tick(self) -> None:
@@ -268,7 +319,7 @@ class Changes:
         if isinstance(edit, RenamedSearches):
             self.tree.move_folders(edit.path, edit.new_path)
         self.is_dirty = True
-        self.sync_tree()
+        self._show(edit.docid if isinstance(edit, EntryEdit | Removal) else None)
 
     async def arrive(self, arrival: Arrival, deadline_s: float | None = None) -> Docid:
         """Commit an arrival and show it. Durable ones wait for the disk, in a thread."""
@@ -277,7 +328,7 @@ class Changes:
             deadline_s = self.edit_deadline_s
         docid = await self.requests.commit(work, deadline_s)
         self.is_dirty = True
-        self.sync_tree()
+        self._show(docid)
         if arrival.replaced is not None:
             self.publish(other_names(self.tree, arrival.replaced.docid))
         return docid

@@ -42,7 +42,6 @@ class Duties:
         self._changes = operations.changes
         self._let_another_read = let_another_read
         self._sync_s = 0.0
-        self._is_proven = False
         self._is_echo_wanted = False
         self._is_deaf = False  # nobody says when the store changes
         self._is_dozing = False
@@ -53,12 +52,15 @@ class Duties:
         self._changes.edit_deadline_s = config.lock_deadline_s
         self._sync_s = config.sync_s
         self._is_echo_wanted = config.echo
-        self._changes.announcements.is_echoing = self._is_proven and self._is_echo_wanted
+        self._use_echo()
+
+    def _use_echo(self) -> None:
+        is_echoing = self._operations.echo.is_usable and self._is_echo_wanted
+        self._changes.announcements.is_echoing = is_echoing
 
     async def _prove_echo(self) -> None:
-        echo, in_thread = self._operations.echo, self._operations.requests.in_thread
-        self._is_proven = await echo.prove(self._mountpoint, in_thread)
-        self._changes.announcements.is_echoing = self._is_proven and self._is_echo_wanted
+        await self._operations.echo.prove(self._mountpoint, self._operations.requests.in_thread)
+        self._use_echo()
 
     # --- tasks
 
@@ -84,6 +86,13 @@ class Duties:
             self._changes.has_news = trio.Event()
             await self._attempt(self._tell)
 
+    async def load(self) -> None:
+        """Evaluate views for those who may watch them."""
+        while True:
+            await self._changes.has_wanted.wait()
+            self._changes.has_wanted = trio.Event()
+            await self._attempt(self._changes.load_wanted)
+
     async def tick(self) -> None:
         """What time brings."""
         synced_s = trio.current_time()
@@ -92,7 +101,6 @@ class Duties:
             await self._pause()
             self._let_another_read()
             for duty in (
-                changes.load_wanted,
                 changes.tick,
                 changes.forget_stale_names,
                 changes.settle_letters,
@@ -120,6 +128,7 @@ class Duties:
 
     async def _tell(self) -> None:
         await self._operations.echo.tell(self._operations.requests.in_thread)
+        self._use_echo()
 
     async def _take_in(self) -> None:
         await self._operations.ordinary.take_in_waiting(TAKE_IN_S)

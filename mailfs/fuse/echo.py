@@ -18,7 +18,7 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import trio
@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 # How long to wait for room in this second's events.
 _ROOM_S = 0.2
+# A batch takes milliseconds.
+_DEADLINE_S = 30.0
 
 
 class KnownDirectories(dict[int, int]):
@@ -70,26 +72,40 @@ class Echo:
         self._mount = Mount(Path(), -1)
         self._thread = OwnThread("echo")
         self._probe: bytes | None = None
+        # Whether handlers know the thread, and it has not got stuck.
+        self.is_usable = False
         self._is_forgetting = threading.Lock()
 
     # --- the task that starts the thread
 
-    async def prove(self, mountpoint: Path, in_thread: Blocking) -> bool:
+    async def prove(self, mountpoint: Path, in_thread: Blocking) -> None:
         """Whether there is such a thread, and handlers know it: it looks up a name that nobody else knows."""
         mounted = find_mounted_or_none(mountpoint)
         if mounted is None or not self._thread.start():
-            return False
+            log.warning(
+                "watchers hear only of what is done through the mount: no thread can tell them"
+            )
+            return
         self._mount = Mount(mountpoint, mounted.device)
         probe = self._probe = f".mailfs-{secrets.token_hex(8)}".encode()
-        work = functools.partial(_look_for, self._mount, probe)
-        await in_thread(self._thread.do, work, abandon_on_cancel=True)
-        is_known = self._probe is None
+        await self._do(functools.partial(_look_for, self._mount, probe), in_thread)
+        self.is_usable = self._probe is None
         self._probe = None
-        if not is_known:
+        if not self.is_usable:
             log.warning(
-                "the kernel hides who calls: watchers hear only of what is done through the mount"
+                "watchers hear only of what is done through the mount: the kernel hides who calls"
             )
-        return is_known
+
+    async def _do(self, work: Callable[[], None], in_thread: Blocking) -> None:
+        with trio.move_on_after(_DEADLINE_S) as waiting:
+            await in_thread(self._thread.do, work, abandon_on_cancel=True)
+        if waiting.cancelled_caught:
+            # Something above the mount point does not answer. The thread is left to itself.
+            self.is_usable = self._announcements.is_echoing = False
+            log.warning(
+                "watchers hear only of what is done through the mount from now on: %s hangs",
+                self._mount.mountpoint,
+            )
 
     async def tell(self, in_thread: Blocking) -> None:
         """Tell the kernel all there is to be told, in batches."""
@@ -99,12 +115,11 @@ class Echo:
                 await self._forget(batch.forgotten, in_thread)
                 if batch.steps:
                     work = functools.partial(perform, batch, self._mount, self.counts)
-                    await in_thread(self._thread.do, work, abandon_on_cancel=True)
+                    await self._do(work, in_thread)
                 await self._forget(batch.unheard, in_thread)
             finally:
                 self._announcements.finish()
-            if batch.is_empty:
-                await trio.sleep(_ROOM_S)
+            await trio.sleep(_ROOM_S if batch.is_empty else 0)
 
     async def _forget(self, places: Sequence[Place], in_thread: Blocking) -> None:
         if places:
@@ -125,14 +140,14 @@ class Echo:
 
     def is_asking(self, context: RequestContext) -> bool:
         """Whether a request comes from the thread."""
-        # 0 is what the kernel says of callers in another pid namespace.
-        return context.pid == self._thread.number != 0
+        return self.is_usable and context.pid == self._thread.number
 
     def is_probe(self, name: bytes, context: RequestContext) -> bool:
         """Whether this is the name that is looked for; then it is known now who looks."""
         if name != self._probe:
             return False
-        if self.is_asking(context):
+        # 0 is what the kernel says of callers in another pid namespace.
+        if context.pid == self._thread.number != 0:
             self._probe = None
         return True
 
@@ -169,6 +184,10 @@ class Echo:
             and found.docid == docid_of_or_none(ino)
             and not self._announcements.has_changed(view, found.docid)
         )
+
+    def touch(self, ino: Ino) -> EntryAttributes:
+        """utime(2), which is only to be heard."""
+        return self._answers.not_kept(self._attributes(ino))
 
     def attributes_before_removal(self, docid: Docid) -> EntryAttributes:
         """The kernel counts one link less with each name that is removed: it is told one more before (replay.py)."""

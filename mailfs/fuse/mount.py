@@ -31,6 +31,9 @@ from mailfs.store.store import Store
 from mailfs.views.tree import Tree
 
 log = logging.getLogger(__name__)
+# Said because somebody asked, whatever the configuration says of the rest.
+status_log = logging.getLogger(f"{__name__}.status")
+status_log.setLevel(logging.INFO)
 
 # Handlers that wait run beside others, and one must be left to read on. A worker's buffer is 1 MiB of address space,
 # of which it uses as much as the requests it has read.
@@ -144,7 +147,8 @@ class Session:
         await self._operations.ordinary.take_in_waiting(TAKE_IN_S)
         async with trio.open_nursery() as nursery:
             await nursery.start(self._handle_signals)
-            for duty in (self._duties.follow, self._duties.tell, self._duties.tick):
+            duties = self._duties
+            for duty in (duties.follow, duties.tell, duties.load, duties.tick):
                 nursery.start_soon(duty)
             self._report_ready()
             await pyfuse3.main(1, _MAX_TASKS)
@@ -173,7 +177,7 @@ class Session:
             async with trio.open_nursery() as nursery:
                 async for number in signals:
                     if number == signal.SIGUSR2:
-                        log.warning("status %s", json.dumps(self._status().as_dict()))
+                        status_log.info("status %s", json.dumps(self._status().as_dict()))
                     elif number == signal.SIGHUP and not self._has_lost_terminal():
                         self._reload()
                     elif not ending:

@@ -139,7 +139,7 @@ class Operations(pyfuse3.Operations):
         attributes = self.tree.message_attributes(found.docid)
         # The kernel keeps a name only if it will be told when it is gone: not in a view that is not
         # followed yet, and not one that we only understand, or that watchers have still to be told of.
-        is_told = not self.changes.announcements.is_unannounced(view, found.docid)
+        is_told = found.docid not in self.changes.announcements.unannounced(view)
         if view.is_loaded and found.is_exact and is_told:
             return self._answers.attributes(attributes)
         return self._answers.not_kept(attributes)
@@ -164,7 +164,7 @@ class Operations(pyfuse3.Operations):
                 return self._child_answer(directory, child, name, ctx)
             if directory.holds_messages:
                 with contextlib.suppress(NotFound):
-                    return self._message_answer(directory, name)
+                    return self._entry_answer(directory, name, ctx)
             docid = self.tree.alias_or_none(directory, name)
             if docid is not None:
                 return self._answers.not_kept(self.tree.held_attributes(docid))
@@ -172,6 +172,15 @@ class Operations(pyfuse3.Operations):
         if found is None:
             raise NotFound(f"no entry {name!r}")
         return self.ordinary.answer(found)
+
+    def _entry_answer(
+        self, directory: Directory, name: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Of a message by its name, also one that this client's own request has just changed. Raises NotFound."""
+        known = self.changes.known_or_none(directory, name, ctx.pid)
+        if known is not None and self.tree.find_message_or_none(directory, name) is None:
+            return self._answers.not_kept(self.tree.held_attributes(known))
+        return self._message_answer(directory, name)
 
     def _child_answer(
         self, directory: Directory, child: Directory, name: bytes, ctx: RequestContext
@@ -218,6 +227,8 @@ class Operations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> EntryAttributes:
         """utime, chmod and chown of messages and views are accepted and change nothing; a message cannot be cut."""
+        if self.echo.is_asking(ctx):
+            return self.echo.touch(Ino(inode))
         if is_file_ino(inode):
             await self.ordinary.settle_ino(inode)
             return self.ordinary.set_attributes(inode, attr, fields, fh)
@@ -459,11 +470,12 @@ class Operations(pyfuse3.Operations):
         await self.ordinary.settle(parent_inode, name)
         if not is_file_ino(parent_inode):
             directory = self.changes.directory(parent_inode)
-            found = self.tree.find_message_or_none(directory, name)
-            if found is not None:
-                await self.changes.edit_entry(plan_unlink(self.tree, directory, name))
-                self.changes.told(found.docid, gone=(directory, name))
-                return
+            with self.changes.as_believed(directory, name):
+                found = self.tree.find_message_or_none(directory, name)
+                if found is not None:
+                    await self.changes.edit_entry(plan_unlink(self.tree, directory, name))
+                    self.changes.told(found.docid, gone=(directory, name))
+                    return
             if self.tree.alias_or_none(directory, name) is not None:
                 assert directory.search_id is not None
                 self.tree.drop_alias(Alias(directory.search_id, name))

@@ -45,9 +45,12 @@ class Renames:
             if child is not None:
                 await self._rename_directory(child, new_directory, new_name)
                 return
-            if self._tree.find_message_or_none(directory, name) is not None:
-                await self._rename_message(directory, name, new_directory, new_name, is_exclusive)
-                return
+            with self._changes.as_believed(directory, name):
+                if self._tree.find_message_or_none(directory, name) is not None:
+                    await self._rename_message(
+                        directory, name, new_directory, new_name, is_exclusive
+                    )
+                    return
             docid = self._tree.alias_or_none(directory, name)
             if docid is not None:
                 await self._rename_alias(

@@ -30,6 +30,8 @@ MAX_COMMITS = 500
 _COMMIT_THREADS = 4
 # A disk takes some fsyncs at once; more wait for each other.
 _SYNC_THREADS = 8
+# Searches keep processors busy.
+_SEARCH_THREADS = 8
 
 R = TypeVar("R")
 Arguments = TypeVarTuple("Arguments")
@@ -78,6 +80,7 @@ class Requests:
         self._numbers = count()
         self._commits = trio.CapacityLimiter(_COMMIT_THREADS)
         self._syncs = trio.CapacityLimiter(_SYNC_THREADS)
+        self._searches = trio.CapacityLimiter(_SEARCH_THREADS)
         self._committing = 0
 
     @property
@@ -113,7 +116,7 @@ class Requests:
     ) -> R:
         """Run something slow in a thread while others are served."""
         with self._noted(what or function.__name__):
-            return await self.in_thread(function, *arguments)
+            return await self.in_thread(function, *arguments, limiter=self._searches)
 
     async def sync(self, function: Callable[[*Arguments], R], *arguments: *Arguments) -> R:
         """Run something in a thread that waits for the disk below the store."""

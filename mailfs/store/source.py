@@ -10,6 +10,8 @@ from mailfs.search.plan import Plan
 from mailfs.store.database import Row
 
 # Below SQLite's 32,766 parameters, and few enough that a statement is compiled once and found again.
+# FTS5 begins its search anew for each rowid that is named: 26 us. A range is one search.
+_FEW = 100
 _CHUNK = 500
 
 
@@ -62,6 +64,12 @@ class IndexSource:
         return found
 
     def text_hits(self, expression: str, docids: AbstractSet[Docid]) -> set[Docid]:
+        if len(docids) > _FEW:
+            rows = self._index.rows(
+                "SELECT rowid FROM message_text WHERE message_text MATCH ? AND rowid BETWEEN ? AND ?",
+                (expression, min(docids), max(docids)),
+            )
+            return {Docid(row[0]) for row in rows} & docids
         return self._hits(
             docids,
             "SELECT rowid FROM message_text WHERE message_text MATCH ? AND rowid IN ({docids})",

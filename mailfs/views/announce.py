@@ -7,16 +7,19 @@ only *forgotten*.
 
 For each message in each view it is kept what others *believe* it is called, until the next batch is taken; the steps lead from
 there to what is true then, however many changes lie between. Meanwhile the kernel must not keep the message's names
-(`is_unannounced`): one it holds already could not be made. All of it is for the thread that serves requests.
+(`unannounced`): one it holds already could not be made. All of it is for the thread that serves requests.
 """
 
-from collections.abc import Collection, Iterable
+from collections import ChainMap
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import islice
 from typing import NamedTuple
 
 from mailfs.errors import NotFound
 from mailfs.ids import Docid, Ino, SearchId
+from mailfs.message.maildir import parse_base_or_none, split_name
 from mailfs.views.membership import shown_names
 from mailfs.views.tree import (
     DirectoryChange,
@@ -41,7 +44,8 @@ STIRRED = b".mailfs-changed"
 # No message has docid 0.
 STIRRED_INO = message_ino(0)
 
-_Key = tuple[SearchId, Docid]
+# What is believed of messages, by view.
+_Beliefs = dict[SearchId, dict[Docid, "Belief"]]
 # A directory and a name in it.
 Place = tuple[Ino, bytes]
 
@@ -102,7 +106,7 @@ class Batch:
     paths: dict[Ino, bytes] = field(default_factory=dict)
     present: dict[Place, Ino] = field(default_factory=dict)
     awaited: dict[Place, Ino] = field(default_factory=dict)
-    beliefs: dict[_Key, Belief] = field(default_factory=dict)
+    beliefs: _Beliefs = field(default_factory=dict)
     # Whether nothing that waits could be looked at.
     is_empty: bool = True
 
@@ -139,7 +143,7 @@ class Announcements:
         self._tree = tree
         self._known = known
         self._invalidations: dict[Invalidation, None] = {}
-        self._beliefs: dict[_Key, Belief] = {}
+        self._beliefs: _Beliefs = {}
         self._directories: dict[Place, Ino | None] = {}
         self._in_flight = Batch()
         # Events in this second by folder, and folders whose watchers have not heard of everything.
@@ -149,7 +153,9 @@ class Announcements:
 
     def __bool__(self) -> bool:
         """Whether there is something to tell."""
-        return bool(self._invalidations or self._beliefs or self._directories or self._owed)
+        return bool(
+            self._invalidations or any(self._beliefs.values()) or self._directories or self._owed
+        )
 
     # --- collecting
 
@@ -157,12 +163,12 @@ class Announcements:
         """Something changed that the kernel does not know of."""
         match news:
             case NameChange(view, docid, before, _):
-                if self._is_looked_at(view):
-                    key = (view.search.search_id, docid)
-                    belief = self._in_flight.beliefs.get(key, Belief(before, before)).or_else(
-                        before
+                beliefs = self._of(view)
+                if docid not in beliefs and self._is_looked_at(view):
+                    told = self._in_flight.beliefs.get(view.search.search_id, {}).get(docid)
+                    beliefs[docid] = (
+                        Belief(before, before) if told is None else told.or_else(before)
                     )
-                    self._beliefs.setdefault(key, belief)
             case FoldersChanged(view):
                 self._owed |= {ino for ino in self._folders(view) if ino in self._known}
                 for part in (b"cur", b"new"):
@@ -188,9 +194,9 @@ class Announcements:
         self, view: View, docid: Docid, *, gone: Shown | None = None, made: Shown | None = None
     ) -> None:
         """A client itself removed or made a name of a message, in a request that is being answered."""
-        key = (view.search.search_id, docid)
-        current = self._current(view, docid)
-        belief = self._beliefs.get(key) or self._in_flight.beliefs.get(key)
+        search_id, current = view.search.search_id, self._current(view, docid)
+        beliefs = self._of(view)
+        belief = beliefs.get(docid) or self._in_flight.beliefs.get(search_id, {}).get(docid)
         if belief is None:
             belief = Belief(current, current)
         if gone is not None:
@@ -200,22 +206,25 @@ class Announcements:
             self._overtake(view, docid, made)
             belief = belief.with_name(made)
         if belief.is_true(current):
-            self._beliefs.pop(key, None)
+            beliefs.pop(docid, None)
         elif self._is_looked_at(view):
-            self._beliefs[key] = belief
+            beliefs[docid] = belief
 
     def _overtake(self, view: View, docid: Docid, name: Shown) -> None:
         """Nobody believes any more that this is a name of another message; what it is called now is still to be told."""
         self._in_flight.overtake(self._place(view, name))
-        search_id = view.search.search_id
+        beliefs = self._of(view)
         others = {
-            key: belief
-            for beliefs in (self._in_flight.beliefs, self._beliefs)
-            for key, belief in beliefs.items()
-            if key[0] == search_id and key[1] != docid and name in belief.some
+            other: belief
+            for of_view in (self._in_flight.beliefs.get(view.search.search_id, {}), beliefs)
+            for other, belief in of_view.items()
+            if other != docid and name in belief.some
         }
-        for key, belief in others.items():
-            self._beliefs[key] = belief.without(name)
+        for other, belief in others.items():
+            beliefs[other] = belief.without(name)
+
+    def _of(self, view: View) -> dict[Docid, Belief]:
+        return self._beliefs.setdefault(view.search.search_id, {})
 
     def told_directory(self, parent: Ino, name: bytes) -> None:
         """The same for a directory."""
@@ -225,29 +234,41 @@ class Announcements:
 
     def listed(self, view: View, after: int, until: int) -> None:
         """Somebody sees these messages of a view as they are, before watchers are told how it came to that."""
-        for key, belief in self._beliefs.items():
-            if key[0] == view.search.search_id and after <= key[1] <= until:
-                self._beliefs[key] = belief.or_else(self._current(view, key[1]))
+        beliefs = self._of(view)
+        for docid, belief in beliefs.items():
+            if after <= docid <= until:
+                beliefs[docid] = belief.or_else(self._current(view, docid))
 
     # --- what the kernel may keep
 
     def has_changed(self, view: View, docid: Docid) -> bool:
         """Whether a message is called otherwise in a view than the batch in flight will say."""
-        return (view.search.search_id, docid) in self._beliefs
+        return docid in self._beliefs.get(view.search.search_id, {})
 
-    def is_unannounced(self, view: View, docid: Docid) -> bool:
-        """Whether the names of a message in a view are still to be told: the kernel must not keep them yet."""
-        key = (view.search.search_id, docid)
-        return key in self._beliefs or key in self._in_flight.beliefs
+    def unannounced(self, view: View) -> Mapping[Docid, Belief]:
+        """The messages whose names in a view are still to be told: the kernel must not keep these yet."""
+        search_id = view.search.search_id
+        return ChainMap(
+            self._beliefs.get(search_id, {}), self._in_flight.beliefs.get(search_id, {})
+        )
 
-    def unannounced(self, view: View) -> set[Docid]:
-        """All such messages of a view, for a listing."""
-        return {
-            docid
-            for beliefs in (self._beliefs, self._in_flight.beliefs)
-            for search_id, docid in beliefs
-            if search_id == view.search.search_id
-        }
+    def believed_or_none(self, view: View, name: Shown) -> Docid | None:
+        """The member of a view that somebody may still believe to have this name."""
+        for docid, belief in self.unannounced(view).items():
+            if name in belief.some and docid in view:
+                return docid
+        return None
+
+    def stale_places(self, docid: Docid) -> list[Place]:
+        """The names that somebody may still believe a message to have, in views of which it is a member."""
+        places = []
+        for search_id in {*self._beliefs, *self._in_flight.beliefs}:
+            view = self._tree.view_of_or_none(search_id)
+            if view is not None and docid in view:
+                belief = self.unannounced(view).get(docid)
+                stale = frozenset() if belief is None else belief.some - self._current(view, docid)
+                places += [self._place(view, name) for name in stale]
+        return places
 
     def is_directory_unannounced(self, parent: Ino, name: bytes) -> bool:
         """The same for a directory."""
@@ -277,11 +298,7 @@ class Announcements:
         batch.forgotten += self._invalidations
         self._invalidations.clear()
         self._take_directories(batch)
-        changes = [
-            change
-            for key in list(self._beliefs)[:_MOST_TAKEN]
-            if (change := self._take_change(key)) is not None
-        ]
+        changes = self._take_changes()
         self._take_names(batch, changes)
         self._stir(batch)
         batch.steps.sort(key=lambda step: step.act)
@@ -345,18 +362,34 @@ class Announcements:
 
     # --- names of messages
 
-    def _take_change(self, key: _Key) -> "_Change | None":
-        view = self._tree.view_of_or_none(key[0])
-        if view is not None and not view.is_loaded and view.former is not None:
-            return None  # until its members are known
-        belief = self._beliefs.pop(key)
-        if view is None:
-            return None  # the kernel forgets the names with their folders
-        after = self._current(view, key[1])
-        if belief.is_true(after):
-            return None
+    def _take_changes(self) -> "list[_Change]":
+        """Of the messages that wait, the next ones."""
+        changes: list[_Change] = []
+        room = _MOST_TAKEN
+        for search_id in list(self._beliefs):
+            view = self._tree.view_of_or_none(search_id)
+            if view is not None and not view.is_loaded and view.former is not None:
+                continue  # until its members are known
+            beliefs = self._beliefs[search_id]
+            for docid in list(islice(beliefs, room)):
+                room -= 1
+                belief = beliefs.pop(docid)
+                # Without a view the kernel forgets the names with their folders.
+                after = self._current(view, docid)
+                if view is not None and not belief.is_true(after):
+                    changes.append(self._change(view, docid, belief, after))
+            if not beliefs:
+                del self._beliefs[search_id]
+            if room <= 0:
+                break
+        return changes
+
+    def _change(
+        self, view: View, docid: Docid, belief: Belief, after: frozenset[Shown]
+    ) -> "_Change":
         return _Change(
-            key,
+            view,
+            docid,
             belief.or_else(after),
             [self._place(view, name) for name in sorted(belief.some - after)],
             [self._place(view, name) for name in sorted(after - belief.all)],
@@ -368,9 +401,10 @@ class Announcements:
             if self.is_echoing and all([self._allows(ino) for ino in change.folders]):
                 to_tell.append(change)
                 continue
+            self._keep_belief(batch, change)
             self._owed |= change.folders if self.is_echoing else set()
             batch.forgotten += change.gone
-        going = {place: change.key[1] for change in to_tell for place in change.gone}
+        going = {place: change.docid for change in to_tell for place in change.gone}
         going |= self._remove_early(batch, to_tell)
         for change in to_tell:
             self._put_change(batch, change, going)
@@ -379,19 +413,24 @@ class Announcements:
 
     def _remove_early(self, batch: Batch, changes: "Iterable[_Change]") -> dict[Place, Docid]:
         """Names that messages get now and that others, whose turn is later, were believed to have until now."""
-        later: dict[Place, tuple[_Key, Shown]] = {}
-        for key, belief in self._beliefs.items():
-            view = self._tree.view_of_or_none(key[0])
-            if view is not None:
-                later |= {self._place(view, name): (key, name) for name in belief.some}
         early: dict[Place, Docid] = {}
-        for place in [place for change in changes for place in change.made if place in later]:
-            key, name = later[place]
-            self._beliefs[key] = self._beliefs[key].without(name)
-            batch.present[place] = message_ino(key[1])
-            self._put(batch, Step(Act.REMOVE, place))
-            early[place] = key[1]
+        for change in changes:
+            beliefs = self._beliefs.get(change.view.search.search_id, {})
+            # Nobody else was called by a message's canonical name unless by choice, which is rare.
+            chosen = [place for place in change.made if not _is_canonical(place, change.docid)]
+            for place in chosen if beliefs else ():
+                for docid, belief in list(beliefs.items()):
+                    for name in belief.some:
+                        if self._place(change.view, name) == place:
+                            beliefs[docid] = belief.without(name)
+                            batch.present[place] = message_ino(docid)
+                            self._put(batch, Step(Act.REMOVE, place))
+                            early[place] = docid
         return early
+
+    def _keep_belief(self, batch: Batch, change: "_Change") -> None:
+        of_view = batch.beliefs.setdefault(change.view.search.search_id, {})
+        of_view[change.docid] = change.belief
 
     def _allows(self, folder: Ino) -> bool:
         used = self._used.get(folder, 0)
@@ -399,8 +438,8 @@ class Announcements:
         return used < EVENTS_A_SECOND
 
     def _put_change(self, batch: Batch, change: "_Change", going: dict[Place, Docid]) -> None:
-        docid, ino = change.key[1], message_ino(change.key[1])
-        batch.beliefs[change.key] = change.belief
+        docid, ino = change.docid, message_ino(change.docid)
+        self._keep_belief(batch, change)
         batch.present.update(dict.fromkeys(change.gone, ino))
         batch.awaited.update(dict.fromkeys(change.made, ino))
         moves = list(zip(change.gone, change.made, strict=False))
@@ -429,7 +468,8 @@ class Announcements:
 class _Change(NamedTuple):
     """Where what others believe of a message in a view differs from what is true. `belief` holds until all is told."""
 
-    key: _Key
+    view: View
+    docid: Docid
     belief: Belief
     gone: list[Place]
     made: list[Place]
@@ -437,3 +477,8 @@ class _Change(NamedTuple):
     @property
     def folders(self) -> set[Ino]:
         return {ino for ino, _ in (*self.gone, *self.made)}
+
+
+def _is_canonical(place: Place, docid: Docid) -> bool:
+    parsed = parse_base_or_none(split_name(place[1]).base)
+    return parsed is not None and parsed.docid == docid

@@ -14,7 +14,7 @@ from mailfs.store.layout import Layout
 from mailfs.views.facts import Facts
 from mailfs.views.files import area_of
 from mailfs.views.letters import NO_LETTERS, read_letters, stamp_or_none
-from mailfs.views.membership import Changed, names_of, tell, update_view
+from mailfs.views.membership import Changed, names_of, tell, update_facts, update_view
 from mailfs.views.names import read_chosen, read_own_letters
 from mailfs.views.refresh import date_spans, refresh
 from mailfs.views.tree import News, Tree
@@ -86,6 +86,7 @@ def install(tree: Tree, view: View, evaluation: Evaluation) -> list[News]:
     index = tree.store.index
     try:
         missed = Changed(index, index.changes_since(evaluation.modseq, until=tree.modseq))
+        view.lingering = {docid for docid in view.lingering if docid in tree.facts}
         view.load(evaluation)
         update_view(tree, view, missed, news)
     except BaseException:
@@ -94,7 +95,7 @@ def install(tree: Tree, view: View, evaluation: Evaluation) -> list[News]:
         raise
     tree.stale_names |= {(view.search.search_id, docid) for docid in evaluation.stale}
     # What was read for the evaluation may be older than a change of a message nobody had shown till then.
-    missed.update_facts(tree)
+    update_facts(tree, missed.rows)
     if view.former is not None:
         _tell_difference(tree, view.former, view, news)
         view.former = None

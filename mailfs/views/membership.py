@@ -44,13 +44,14 @@ class Changed:
             self._with_threads = widened if beside else self
         return self._with_threads
 
-    def update_facts(self, tree: Tree) -> None:
-        """Make the tree's facts those after the changes; views must have taken them before."""
-        for row in self.rows:
-            if row.expunged:
-                tree.facts.drop(row.docid)
-            elif row.docid in tree.facts:
-                tree.facts.put(row)
+
+def update_facts(tree: Tree, rows: Iterable[EntryRow]) -> None:
+    """Make the tree's facts those after changes; views must have taken these before."""
+    for row in rows:
+        if row.expunged:
+            tree.facts.drop(row.docid)
+        elif row.docid in tree.facts:
+            tree.facts.put(row)
 
 
 def update_view(tree: Tree, view: View, changed: Changed, news: list[News]) -> None:
@@ -226,12 +227,15 @@ def stop_lingering(tree: Tree, view: View, docid: Docid) -> list[News]:
 
 def end_lingering(tree: Tree, now_s: float) -> list[News]:
     """Let go of lingering members whose reader has not been seen for `tree.linger_s`. `now_s` is monotonic."""
-    news: list[News] = []
+    owed = tree.owed_news  # as in refresh()
     for view in tree.views.values():
-        is_over = not view.open_handles and now_s - view.last_used_s > tree.linger_s
+        is_over = (
+            view.is_loaded and not view.open_handles and now_s - view.last_used_s > tree.linger_s
+        )
         for docid in sorted(view.lingering) if is_over else ():
-            leave(tree, view, docid, news)
-    return news
+            leave(tree, view, docid, owed)
+    tree.owed_news = []
+    return owed
 
 
 def other_names(tree: Tree, docid: Docid) -> list[News]:

@@ -18,15 +18,18 @@ from mailfs.views.membership import (
     keep_former_names,
     names_of,
     tell,
+    update_facts,
     update_view,
 )
 from mailfs.views.names import read_own_letters
-from mailfs.views.tree import DirectoryChange, Invalidation, News, Tree
+from mailfs.views.tree import DirectoryChange, FoldersChanged, Invalidation, News, Tree
 from mailfs.views.view import View
 
 # A view whose dates move by the second is looked at so often that it takes this part of the time at most.
 _CLOCK_SHARE = 0.01
 _CLOCK_STEP_S = 1.0
+# Changed messages that are followed one by one; it takes some microseconds for each in each loaded view.
+_MOST_FOLLOWED = 5000
 
 
 def refresh(tree: Tree) -> list[News]:
@@ -44,28 +47,42 @@ def refresh(tree: Tree) -> list[News]:
         state = index.state()
         if state.searches_modseq != tree.searches_modseq:
             owed += _reload_searches(tree)
-        if state.modseq != tree.modseq:
-            changed = Changed(index, index.changes_since(tree.modseq))
+        rows = index.changes_since(tree.modseq) if state.modseq != tree.modseq else []
+        if len(rows) > _MOST_FOLLOWED:
+            owed += _begin_anew(tree)
+            update_facts(tree, rows)
+        elif rows:
+            changed = Changed(index, rows)
             for view in tree.views.values():
                 if view.is_loaded:
                     said = len(owed)
                     update_view(tree, view, changed, owed)
                     if len(owed) > said:
                         view.modseq = state.modseq
-                elif changed.rows:
+                else:
                     view.touch(in_new=True)
                     view.touch(in_new=False)
                     keep_former_names(tree, view, changed)
-            changed.update_facts(tree)
+            update_facts(tree, rows)
     tree.data_version = data_version
     tree.modseq, tree.searches_modseq = state
     tree.owed_news = []
     return owed
 
 
-def _reload_searches(tree: Tree) -> list[News]:
+def _begin_anew(tree: Tree) -> list[News]:
+    """So much has changed that it is less work, and not on this thread, to evaluate the views anew."""
+    for view in tree.views.values():
+        if not view.is_loaded:
+            view.touch(in_new=True)
+            view.touch(in_new=False)
+    news = _reload_searches(tree, is_anew=True)
+    return [*news, *(FoldersChanged(view) for view in tree.views.values() if view.former)]
+
+
+def _reload_searches(tree: Tree, *, is_anew: bool = False) -> list[News]:
     before = _shown(tree)
-    tree.reload_searches()
+    tree.reload_searches(is_anew=is_anew)
     after = _shown(tree)
     news: list[News] = []
     for place in before.keys() | after.keys():

@@ -190,15 +190,16 @@ class Tree:
 
     # --- directories
 
-    def reload_searches(self) -> None:
-        """Take the saved searches anew; views whose search did not change stay as they are."""
+    def reload_searches(self, *, is_anew: bool = False) -> None:
+        """Take the saved searches anew; views whose search did not change stay as they are, unless `is_anew`."""
         before = {view.search.search_id: view for view in self.views.values()}
         self.views = {}
         self.problems = {}
         self._searches_changed_ns = time.time_ns()
         for search in self.store.index.searches():
             try:
-                self.views[search.name] = self._view_of(search, before.get(search.search_id))
+                known = before.get(search.search_id)
+                self.views[search.name] = self._view_of(search, known, is_anew=is_anew)
             except QuerySyntaxError as error:
                 self.problems[search.name] = str(error)
         children_before = {path: set(names) for path, names in self._children.items()}
@@ -229,8 +230,9 @@ class Tree:
             elif children_before.get(path) != set(names):
                 self._mtimes_ns[path] = max(self._searches_changed_ns, self._mtimes_ns[path] + 1)
 
-    def _view_of(self, search: SavedSearch, before: View | None) -> View:
-        if before is not None and before.search.query == search.query:
+    def _view_of(self, search: SavedSearch, before: View | None, *, is_anew: bool) -> View:
+        is_same = before is not None and before.search.query == search.query
+        if before is not None and is_same and not (is_anew and before.is_loaded):
             before.search = (
                 search  # called otherwise, or another rule for rm: the members are the same
             )
@@ -479,6 +481,10 @@ class Tree:
         while len(self._written) >= _MAX_WRITTEN:
             del self._written[next(iter(self._written))]
         self._written[directory.ino, name] = (docid, self.facts.changed_ns[docid])
+
+    def forget_written(self, directory: Directory, name: bytes) -> None:
+        """The name is no longer understood."""
+        self._written.pop((directory.ino, name), None)
 
     def _find_written_or_none(self, directory: Directory, name: bytes) -> Found | None:
         docid, changed_ns = self._written.get((directory.ino, name), (None, 0))

@@ -99,10 +99,16 @@ class View:
         self.last_used_s = time.monotonic()
 
     def follow(self, before: "View | None") -> None:
-        """Take the place of a view whose search was edited."""
-        if before is not None:
-            self.former = before if before.is_loaded else before.former
-            self.last_used_s = before.last_used_s
+        """Take the place of a view whose search was edited, or that is to be evaluated anew."""
+        if before is None:
+            return
+        self.former = before if before.is_loaded else before.former
+        self.last_used_s = before.last_used_s
+        self.being_edited = before.being_edited
+        self.new_mtime_ns = max(self.new_mtime_ns, before.new_mtime_ns + 1)
+        self.cur_mtime_ns = max(self.cur_mtime_ns, before.cur_mtime_ns + 1)
+        if before.search.query == self.search.query:
+            self.lingering = set(before.lingering)
 
     def begin_making(self, maker: int) -> None:
         """The view was just made by this thread."""
@@ -111,6 +117,9 @@ class View:
     def load(self, evaluation: "Evaluation") -> None:
         """Take the members for the first time."""
         self.docids = evaluation.docids
+        self.lingering -= set(map(Docid, self.docids))
+        for docid in self.lingering:
+            self.docids.insert(bisect_left(self.docids, docid), docid)
         self.chosen, self.claimed = {}, set()
         for docid, rows in evaluation.chosen.items():
             self.set_chosen(docid, rows)

@@ -20,6 +20,7 @@ from mailfs.search.plan import plan
 from mailfs.search.query import parse_query
 from mailfs.store.prepare import prepare_message
 from mailfs.store.store import Store
+from mailfs.views.announce import STIRRED
 from tests.fakes import make_mbox, make_message
 from tests.mount.accounts import Account
 from tests.mount.calls import deliver, refused
@@ -185,6 +186,25 @@ def test_what_comes_into_new_is_touched_for_those_who_do_not_listen_for_names_ma
             *(f"{kind} inbox/{world.place(5)}" for kind in ("CREATE", "ATTRIB")),
             f"CREATE inbox/{world.place(6)}",
         )
+
+
+def test_behind_a_storm_those_hear_something_too(world: World) -> None:
+    """mutt shows what it finds when it hears something: the last of it must come behind the last message."""
+    with Watcher(world.mailfs.mountpoint, "inbox/new", wanted=ATTRIB) as watcher:
+        _bring(world, range(1000, 1100))
+        assert watcher.take(5)
+        _bring(world, range(1100, 1200))
+        heard = watcher.hear(until_quiet_s=1.5)
+        assert len(heard) < 100
+        assert heard[-1].name == STIRRED.decode()
+
+
+def _bring(world: World, numbers: range) -> None:
+    """New mail, all at once."""
+    with world.writing() as transaction:
+        for number in numbers:
+            raw = make_message(number)
+            transaction.add(prepare_message(raw, RECENT, (Keyword("inbox"),), RECEIVED_NS))
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ Not modelled: the end of a kept name's time (300 s), links an inode has left, at
 directory: `within` is called in the middle of one, `between` before one.
 """
 
+import contextlib
 import errno
 import os
 import stat
@@ -429,6 +430,7 @@ class Teller:
         self._caller = Caller(_THREAD)
         thread = SimpleNamespace(number=_THREAD, do=lambda work: work())
         vars(operations.echo)["_thread"] = thread
+        operations.echo.is_usable = True
         self._telling: Coroutine[None, None, None] | None = None
         self._work: Callable[[], object] | None = None
 
@@ -445,7 +447,7 @@ class Teller:
         clock = SimpleNamespace(monotonic=lambda: self.now_s, time_ns=time.time_ns)
         with (
             mock.patch("mailfs.fuse.echo.time", clock),
-            mock.patch("mailfs.fuse.echo.trio", SimpleNamespace(sleep=self._sleep)),
+            mock.patch("mailfs.fuse.echo.trio", self._trio()),
         ):
             try:
                 self._telling.send(None)
@@ -464,6 +466,11 @@ class Teller:
         self._work = lambda: done.append(function(*arguments))
         await _pause()
         return done[0]
+
+    def _trio(self) -> SimpleNamespace:
+        """Nothing hangs here, and waiting moves the clock."""
+        in_time = contextlib.nullcontext(SimpleNamespace(cancelled_caught=False))
+        return SimpleNamespace(sleep=self._sleep, move_on_after=lambda _: in_time)
 
     async def _sleep(self, seconds: float) -> None:
         self.now_s += seconds

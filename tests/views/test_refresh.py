@@ -14,13 +14,14 @@ from mailfs.store import index as index_module
 from mailfs.store.index import EntryRow
 from mailfs.store.saved import ViewState
 from mailfs.views import evaluation, membership
+from mailfs.views import refresh as refresh_module
 from mailfs.views.edits import plan_rename
 from mailfs.views.evaluation import evaluate, install
 from mailfs.views.facts import Facts
 from mailfs.views.membership import end_lingering
 from mailfs.views.names import Names
 from mailfs.views.refresh import refresh
-from mailfs.views.tree import Invalidation, Kind, Tree
+from mailfs.views.tree import FoldersChanged, Invalidation, Kind, Tree
 from mailfs.views.view import View
 from tests.views.world import World
 
@@ -350,6 +351,36 @@ def test_a_thread_search_follows_changes_of_messages_that_are_not_in_it(world: W
     assert list(view.docids) == []
     # The root left because another message did.
     assert told == names
+
+
+# --- very many changes at once
+
+
+def test_after_very_many_changes_views_are_evaluated_anew_and_readers_keep_what_they_read(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docids = [world.deliver(flags=0) for _ in range(10)]
+    read, view = read_in_unread(world)
+    times = world.mtimes("unread")
+    monkeypatch.setattr(refresh_module, "_MOST_FOLLOWED", 3)
+    for docid in docids[:4]:
+        world.set_flags(docid, add=SEEN)
+    news = refresh(world.tree)
+    anew = world.tree.views["unread"]
+    assert anew is not view
+    assert not anew.is_loaded
+    assert FoldersChanged(anew) in news
+    assert all(after > before for before, after in zip(times, world.mtimes("unread"), strict=True))
+    told = world.load_again("unread")
+    assert {docid for docid in anew.docids if docid not in anew.lingering} == set(docids[4:])
+    assert anew.lingering == {read}
+    assert world.name(read) in world.names("unread/cur")
+    assert {each.name.partition(b":")[0] for each in told} >= {
+        world.name(docid).partition(b":")[0] for docid in docids[:4]
+    }
+    world.set_flags(docids[5], add=SEEN)
+    world.refresh()
+    assert docids[5] not in anew
 
 
 # --- what stays for the next mount
