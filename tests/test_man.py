@@ -30,6 +30,7 @@ from mailfs.message.keywords import (
 from mailfs.search.names import MAX_NAME_BYTES, RESERVED
 from mailfs.store.prepare import PARSED_BYTES
 from mailfs.store.schema import FIRST_SEARCHES, FORMAT_VERSION
+from mailfs.views.announce import EVENTS_A_SECOND, STIRRED
 from mailfs.views.edits import MAX_BASE_BYTES
 from mailfs.views.entries import MAX_NAMES
 from mailfs.views.evaluation import EVALUATION_DEADLINE_S
@@ -265,6 +266,9 @@ def test_the_limits_are_those_of_the_code() -> None:
     assert "ten seconds" in said["EAGAIN"]
     assert "two minutes" in said["EAGAIN"]
     assert "five minutes" in _plain(_part("Directories"))
+    clients = _plain(_sections(CLIENTS_PAGE)["DESCRIPTION"])
+    assert f"more than {EVENTS_A_SECOND} messages of a folder change in a second" in clients
+    assert STIRRED.decode() in clients
     assert f"version is {FORMAT_VERSION}." in _plain(_sections()["FILES"])
     searched = _plain(_sections(SEARCH_PAGE)["LIMITS"])
     assert f"the first {PARSED_BYTES >> 20} MiB" in searched

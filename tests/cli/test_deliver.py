@@ -6,9 +6,12 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -503,11 +506,47 @@ def pack_bytes(root: Path) -> int:
 
 @pytest.mark.mount
 @pytest.mark.skipif(bool(why_not()), reason=why_not() or "it can be mounted")
-def test_ten_at_once_beside_an_import_and_a_mount_are_all_there_once(
+def test_ten_at_once_beside_an_import_and_two_clients_are_all_there_once(
     mailfs: Mailfs, tmp_path: Path
 ) -> None:
     mailfs.create(5)
     mailfs.mount()
+    is_over = threading.Event()
+    flags, names = partial(change_flags, mailfs, is_over), partial(read_all, mailfs, is_over)
+    with ThreadPoolExecutor(2) as pool:
+        clients = [pool.submit(flags), pool.submit(names)]
+        try:
+            deliver_beside_an_import(mailfs, tmp_path)
+        finally:
+            is_over.set()
+        assert all(client.result(COMMAND_DEADLINE_S) > 0 for client in clients)
+    assert "no problems" in mailfs.say("verify")
+
+
+def change_flags(mailfs: Mailfs, is_over: threading.Event) -> int:
+    """A client that sets and clears a flag of a message that nobody else touches; how often."""
+    name = mailfs.names("inbox")[0]
+    count = 0
+    while not is_over.is_set():
+        other = f"{name.partition(':')[0]}:2,{'F' if name.endswith(',') else ''}"
+        mailfs.path("inbox", "cur", name).rename(mailfs.path("inbox", "cur", other))
+        name = other
+        count += 1
+    return count
+
+
+def read_all(mailfs: Mailfs, is_over: threading.Event) -> int:
+    """A client that reads what is new, again and again; how many files it read."""
+    count = 0
+    while not is_over.is_set():
+        for name in mailfs.names("inbox", "new"):
+            assert mailfs.path("inbox", "new", name).read_bytes()
+            count += 1
+    return count
+
+
+def deliver_beside_an_import(mailfs: Mailfs, tmp_path: Path) -> None:
+    """Twice ten messages at once, the second ten known already."""
     archive = tmp_path / "archive.mbox"
     archive.write_bytes(b"".join(make_mbox(map(make_message, range(1000, 4000)))))
     words = ["--store", str(mailfs.store), "import", str(archive)]
@@ -528,7 +567,6 @@ def test_ten_at_once_beside_an_import_and_a_mount_are_all_there_once(
     assert mailfs.count("tag:inbox") == 5 + 10
     shown = [mailfs.path("inbox", "new", name) for name in mailfs.names("inbox", "new")]
     assert sorted(path.read_bytes() for path in shown) == sorted(raws[:10])
-    assert "no problems" in mailfs.say("verify")
 
 
 # --- starting up

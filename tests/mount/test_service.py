@@ -192,6 +192,13 @@ def test_the_log_has_what_its_level_says(mailfs: Mailfs) -> None:
     assert mailfs.log_text().endswith("unmounted\n")
 
 
+def test_a_log_of_errors_alone_has_the_status_that_was_asked_for(mailfs: Mailfs) -> None:
+    mailfs.create(messages=1)
+    configure(mailfs, 'log-level = "error"')
+    mailfs.mount()
+    assert mailfs.status()["pid"] == mailfs.pid
+
+
 @pytest.mark.parametrize("flags", [(), ("-f",)], ids=["background", "foreground"])
 def test_a_bad_configuration_refuses_the_mount_before_anything_is_touched(
     mailfs: Mailfs, flags: tuple[str, ...]

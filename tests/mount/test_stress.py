@@ -35,6 +35,8 @@ def test_everything_is_still_true_after_some_seconds_of_everybody_at_once(tmp_pa
     )
     assert {kind for kind in DONE if not int(counts.get(kind, 0))} == set()
     assert re.search(r"^kills: .*\bdaemon\b", done.stdout, re.MULTILINE), done.stdout
+    for counted in ("requests", "echoes", "lock"):
+        assert re.search(rf"^{counted}\b.*\d", done.stdout, re.MULTILINE), (counted, done.stdout)
     assert list(tmp_path.iterdir()) == []
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
 
