@@ -7,7 +7,7 @@ right afterwards. The handlers know the thread by RequestContext.pid, which is t
 
 No handler ever waits for this thread; it may wait for any of them, as it holds the lock of a directory meanwhile.
 Nothing it does can reach a file: a probe shows first that handlers know the thread (they might not in another pid
-namespace), and replay.py looks where it is. Without the echo names are only forgotten, which raises no event.
+namespace), and replay.py looks where it is.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, RequestContext
 
@@ -31,7 +32,7 @@ from mailfs.fuse.own_thread import OwnThread
 from mailfs.fuse.replay import Mount, forget, perform
 from mailfs.fuse.requests import Blocking
 from mailfs.ids import Docid, Ino
-from mailfs.views.announce import STIRRED_INO, Announcements, Place
+from mailfs.views.announce import STIRRED_INO, Announcements, Batch, Place
 from mailfs.views.tree import ROOT_INO, Attributes, Tree, docid_of_or_none
 
 log = logging.getLogger(__name__)
@@ -112,25 +113,40 @@ class Echo:
         while self._announcements:
             batch = self._announcements.take(time.monotonic())
             try:
-                await self._forget(batch.forgotten, in_thread)
+                await self._forget(batch, batch.forgotten, in_thread)
                 if batch.steps:
                     work = functools.partial(perform, batch, self._mount, self.counts)
                     await self._do(work, in_thread)
-                await self._forget(batch.unheard, in_thread)
+                await self._forget(batch, batch.unheard, in_thread)
             finally:
                 self._announcements.finish()
             await trio.sleep(_ROOM_S if batch.is_empty else 0)
 
-    async def _forget(self, places: Sequence[Place], in_thread: Blocking) -> None:
-        if places:
-            self.counts["forget"] += len(places)
-            await in_thread(self._forget_all, places, abandon_on_cancel=True)
+    async def _forget(self, batch: Batch, places: Sequence[Place], in_thread: Blocking) -> None:
+        if not places:
+            return
+        self.counts["forget"] += len(places)
+        unreached = places
+        if self.is_usable:
+            batch.hidden.update(places)
+            await self._do(functools.partial(forget, batch, places, self._mount), in_thread)
+            unreached, batch.unreached = batch.unreached, []
+        if unreached:
+            await in_thread(self._invalidate, unreached, abandon_on_cancel=True)
 
-    def _forget_all(self, places: Sequence[Place]) -> None:
-        """In a thread: invalidate_entry waits for a directory's lock, which a client may hold that waits for a handler."""
+    def _invalidate(self, places: Sequence[Place]) -> None:
+        """In a thread: invalidate_entry waits for a directory's lock, which a client may hold that waits for a handler.
+
+        A daemon killed meanwhile leaves clients that hang: it holds /dev/fuse, and they hold the lock.
+        """
         with self._is_forgetting:
             for place in places:
-                forget(place)
+                try:
+                    pyfuse3.invalidate_entry(*place)
+                except FileNotFoundError:
+                    pass  # the kernel does not know it
+                except OSError as error:
+                    log.warning("cannot tell the kernel that a name is gone: %s", error)
 
     def has_ended(self, deadline_s: float) -> bool:
         """Whether nobody uses the session beside the handlers any more; if not, it must not be destroyed."""
@@ -155,6 +171,8 @@ class Echo:
         """A name as it is for the thread. None where the batch does not speak of it. Raises NotFound."""
         batch = self._announcements.in_flight
         found = batch.present.get(place)
+        if place in batch.hidden:
+            raise NotFound(f"{place[1]!r} is to be forgotten")
         if found is not None:
             return self._answers.not_kept(self._attributes(found))
         if place in batch.awaited:

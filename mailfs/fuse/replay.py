@@ -10,11 +10,9 @@ import logging
 import os
 import stat
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import pyfuse3
 
 from mailfs.ids import Ino
 from mailfs.views.announce import Act, Batch, Place, Step
@@ -123,11 +121,20 @@ def _unlink(name: bytes, folder: int) -> None:
         os.close(fd)
 
 
-def forget(place: Place) -> None:
-    """Make the kernel ask for a name again. Not for the echo's thread, which has no descriptor to say it with."""
-    try:
-        pyfuse3.invalidate_entry(*place)
-    except FileNotFoundError:
-        pass  # the kernel does not know it
-    except OSError as error:
-        log.warning("cannot tell the kernel that a name is gone: %s", error)
+def forget(batch: Batch, places: Sequence[Place], mount: Mount) -> None:
+    """Make the kernel ask for names again, and raise no event. Those that are not to be reached go to `batch.unreached`.
+
+    Who makes a name (O_EXCL, mknod) has the kernel look whether it is there, also where it keeps it; the handlers say
+    no, and it drops the name with all below it. The making itself is refused then. FUSE_NOTIFY_INVAL_ENTRY does the same
+    with one call, but it holds /dev/fuse while it waits for a directory's lock: see own_thread.py.
+    """
+    with contextlib.ExitStack() as opened:
+        folders = _Folders(mount, batch.paths, opened)
+        for ino, name in places:
+            try:
+                fd = folders.fd(ino)
+            except OSError:
+                batch.unreached.append((ino, name))
+                continue
+            with contextlib.suppress(OSError):
+                os.mknod(name, stat.S_IFREG | 0o600, dir_fd=fd)

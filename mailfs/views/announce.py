@@ -39,6 +39,7 @@ from mailfs.views.view import View
 EVENTS_A_SECOND = 64
 # So many messages are looked at for one batch: some milliseconds.
 _MOST_TAKEN = 1000
+_MOST_FORGOTTEN = 100
 # Made and removed in a folder whose watchers were told of too little: a name no Maildir client looks at.
 STIRRED = b".mailfs-changed"
 # No message has docid 0.
@@ -95,7 +96,8 @@ class Step(NamedTuple):
 class Batch:
     """Names to be forgotten, then steps in their order, and what handlers answer the thread that does these.
 
-    `unheard` are names for which a step came to nothing: to be forgotten as well. `paths` are the directories named,
+    `unheard` are names for which a step came to nothing: to be forgotten as well; `unreached` are in
+    directories that the thread cannot get to. `paths` are the directories named,
     from the root. For the thread the names in `present` are there, and those in `awaited` are to be made; a client that
     makes or removes one itself has the last word. `beliefs` are those of the messages told of, until all is done.
     """
@@ -103,15 +105,19 @@ class Batch:
     forgotten: list[Place] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     unheard: list[Place] = field(default_factory=list)
+    unreached: list[Place] = field(default_factory=list)
     paths: dict[Ino, bytes] = field(default_factory=dict)
     present: dict[Place, Ino] = field(default_factory=dict)
     awaited: dict[Place, Ino] = field(default_factory=dict)
+    # Names that are not there for the thread, so that the kernel drops them.
+    hidden: set[Place] = field(default_factory=set)
     beliefs: _Beliefs = field(default_factory=dict)
     # Whether nothing that waits could be looked at.
     is_empty: bool = True
 
     def make(self, place: Place) -> Ino | None:
         """The thread makes a name: what it is the name of, None if the batch does not await it."""
+        self.hidden.discard(place)
         made = self.awaited.pop(place, None)
         if made is not None:
             self.present[place] = made
@@ -301,6 +307,7 @@ class Announcements:
         changes = self._take_changes()
         self._take_names(batch, changes)
         self._stir(batch)
+        self._put_forgotten(batch)
         batch.steps.sort(key=lambda step: step.act)
         batch.is_empty = not (changes or batch.steps or batch.forgotten)
         self._in_flight = batch
@@ -314,6 +321,23 @@ class Announcements:
     def in_flight(self) -> Batch:
         """The batch taken last: what handlers answer the thread that tells from."""
         return self._in_flight
+
+    def _put_forgotten(self, batch: Batch) -> None:
+        """Each name once; where there are many in a folder, the folder itself, and with it all that is in it."""
+        by_folder: dict[Ino, dict[Place, None]] = {}
+        for place in batch.forgotten:
+            by_folder.setdefault(place[0], {})[place] = None
+        batch.forgotten.clear()
+        for ino, places in by_folder.items():
+            try:
+                directory = self._tree.directory(ino)
+            except NotFound:
+                continue  # the kernel learns that from the one above
+            if len(places) > _MOST_FORGOTTEN and directory.holds_messages:
+                directory, name = self._tree.parent(directory), directory.kind.name.lower().encode()
+                places = {(directory.ino, name): None}
+            batch.paths[directory.ino] = self._tree.path_of(directory)
+            batch.forgotten += places
 
     def _put(self, batch: Batch, step: Step) -> None:
         """Unless the directory was forgotten since: the kernel learns that from the one above."""

@@ -410,7 +410,7 @@ def told_by(kernel: ModelKernel, caller: Caller) -> Iterator[None]:
     """The thread that tells goes through the model."""
     with (
         mock.patch("mailfs.fuse.replay.os", ModelOs(kernel, caller)),
-        mock.patch("mailfs.fuse.replay.pyfuse3.invalidate_entry", kernel.invalidate),
+        mock.patch("mailfs.fuse.echo.pyfuse3.invalidate_entry", kernel.invalidate),
     ):
         yield
 
