@@ -134,19 +134,10 @@ class Changes:
         return docid if changed_by == thread and now_s < until_s else None
 
     @contextlib.contextmanager
-    def as_believed(self, directory: Directory, name: bytes) -> Iterator[None]:
-        """Understand a name that has changed, as long as the client could not know: the kernel was not told yet."""
-        docid = None
-        view = directory.view
-        is_gone = (
-            view is not None
-            and directory.holds_messages
-            and self.tree.find_message_or_none(directory, name) is None
-        )
-        if view is not None and is_gone:
-            docid = self.known_or_none(directory, name, self.requests.thread)
-            docid = docid or self.announcements.believed_or_none(view, (directory.kind, name))
-        if docid is None:
+    def as_known(self, directory: Directory, name: bytes) -> Iterator[None]:
+        """Understand a name that the client's own request has just changed."""
+        docid = self.known_or_none(directory, name, self.requests.thread)
+        if docid is None or self.tree.find_message_or_none(directory, name) is not None:
             yield
             return
         self.tree.remember_written(directory, name, docid)

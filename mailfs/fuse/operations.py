@@ -470,7 +470,7 @@ class Operations(pyfuse3.Operations):
         await self.ordinary.settle(parent_inode, name)
         if not is_file_ino(parent_inode):
             directory = self.changes.directory(parent_inode)
-            with self.changes.as_believed(directory, name):
+            with self.changes.as_known(directory, name):
                 found = self.tree.find_message_or_none(directory, name)
                 if found is not None:
                     await self.changes.edit_entry(plan_unlink(self.tree, directory, name))

@@ -45,7 +45,7 @@ class Renames:
             if child is not None:
                 await self._rename_directory(child, new_directory, new_name)
                 return
-            with self._changes.as_believed(directory, name):
+            with self._changes.as_known(directory, name):
                 if self._tree.find_message_or_none(directory, name) is not None:
                     await self._rename_message(
                         directory, name, new_directory, new_name, is_exclusive

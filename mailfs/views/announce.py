@@ -258,13 +258,6 @@ class Announcements:
             self._beliefs.get(search_id, {}), self._in_flight.beliefs.get(search_id, {})
         )
 
-    def believed_or_none(self, view: View, name: Shown) -> Docid | None:
-        """The member of a view that somebody may still believe to have this name."""
-        for docid, belief in self.unannounced(view).items():
-            if name in belief.some and docid in view:
-                return docid
-        return None
-
     def stale_places(self, docid: Docid) -> list[Place]:
         """The names that somebody may still believe a message to have, in views of which it is a member."""
         places = []
