@@ -275,9 +275,10 @@ class Changes:
             if view.former is not None:
                 self._wanted[view.search.search_id] = view
         while self._wanted:
-            search_id, view = self._wanted.popitem()
-            if self.tree.view_of_or_none(search_id) is view:
-                await self.load(view)
+            # Its query may have been edited since it was looked for.
+            current = self.tree.view_of_or_none(self._wanted.popitem()[0])
+            if current is not None:
+                await self.load(current)
 
     # --- from a client to the store
 

@@ -93,6 +93,7 @@ class Echo:
         self.is_usable = self._probe is None
         self._probe = None
         if not self.is_usable:
+            self._thread.number = 0  # what the kernel calls it may be what it calls a client
             log.warning(
                 "watchers hear only of what is done through the mount: the kernel hides who calls"
             )
@@ -130,6 +131,7 @@ class Echo:
         if self.is_usable:
             batch.hidden.update(places)
             await self._do(functools.partial(forget, batch, places, self._mount), in_thread)
+            batch.hidden.clear()
             unreached, batch.unreached = batch.unreached, []
         if unreached:
             await in_thread(self._invalidate, unreached, abandon_on_cancel=True)
@@ -155,15 +157,17 @@ class Echo:
     # --- what handlers answer it
 
     def is_asking(self, context: RequestContext) -> bool:
-        """Whether a request comes from the thread."""
-        return self.is_usable and context.pid == self._thread.number
+        """Whether a request comes from the thread, also from one that got stuck and goes on: it must never change mail.
+
+        0 is what the kernel says of callers in another pid namespace.
+        """
+        return context.pid == self._thread.number != 0
 
     def is_probe(self, name: bytes, context: RequestContext) -> bool:
         """Whether this is the name that is looked for; then it is known now who looks."""
         if name != self._probe:
             return False
-        # 0 is what the kernel says of callers in another pid namespace.
-        if context.pid == self._thread.number != 0:
+        if self.is_asking(context):
             self._probe = None
         return True
 

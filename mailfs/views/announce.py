@@ -307,8 +307,20 @@ class Announcements:
         return batch
 
     def finish(self) -> None:
-        """The steps were done, or given up."""
+        """The steps were done, or given up. Who was not told by name hears at least that something has changed."""
+        if self.is_echoing:
+            self._owed |= {
+                ino
+                for ino, name in self._in_flight.unheard
+                if name != STIRRED and self._holds_messages(ino)
+            }
         self._in_flight = Batch()
+
+    def _holds_messages(self, ino: Ino) -> bool:
+        try:
+            return self._tree.directory(ino).holds_messages
+        except NotFound:
+            return False
 
     @property
     def in_flight(self) -> Batch:

@@ -2,9 +2,11 @@
 
 import errno
 import os
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pyfuse3
 import pytest
@@ -20,6 +22,7 @@ from mailfs.views.edits import Edit, commit
 from mailfs.views.tree import message_ino
 from tests.fakes import Deliver, ExpectLog
 from tests.ops.kernel import Kernel, name_of
+from tests.views.kernel_model import Caller
 from tests.views.world import World
 
 NO_SUCH_INODE = 1 << 50
@@ -541,3 +544,23 @@ def test_a_message_read_while_another_process_writes_lingers_all_the_same(
         assert kernel.rename("unread/cur", name, "unread/cur", name + b"S") == 0
     assert kernel.names("unread/cur") == [name + b"S"]
     assert docid in world.tree.views["unread"].lingering
+
+
+def test_a_thread_of_the_echo_that_is_late_changes_nothing(world: World, kernel: Kernel) -> None:
+    """It was given up when it got stuck, with its batch; what it still asks for is for no client."""
+    docid = world.deliver(flags=SEEN)
+    name = world.name(docid)
+    cur = kernel.ino("inbox/cur")
+    operations, caller = kernel.operations, Caller(4711)
+    vars(operations.echo)["_thread"] = SimpleNamespace(number=4711)
+    assert not operations.echo.is_usable
+    for late in (
+        lambda: operations.unlink(cur, name, caller),
+        lambda: operations.rename(cur, name, cur, name + b"F", 0, caller),
+        lambda: operations.mknod(cur, b"new", stat.S_IFREG | 0o600, 0, caller),
+        lambda: operations.mkdir(pyfuse3.ROOT_INODE, b"later", 0o700, caller),
+        lambda: operations.rmdir(pyfuse3.ROOT_INODE, b"inbox", caller),
+    ):
+        assert name_of(kernel.errno_of(late)) == "ENOENT"
+    assert kernel.names("inbox/cur") == [name]
+    assert sorted(world.tree.views) == ["all", "flagged", "inbox", "unread"]
