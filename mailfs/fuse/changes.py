@@ -28,7 +28,7 @@ from mailfs.views.evaluation import EVALUATION_DEADLINE_S, evaluate, install
 from mailfs.views.membership import end_lingering, other_names, stop_lingering
 from mailfs.views.refresh import follows_clock, moved_by_clock, refresh, sync_letters
 from mailfs.views.searches import RenamedSearches, SearchEdit
-from mailfs.views.tree import Directory, FoldersChanged, Invalidation, News, Tree
+from mailfs.views.tree import Directory, FoldersChanged, Invalidation, Kind, News, Tree
 from mailfs.views.view import View
 
 log = logging.getLogger(__name__)
@@ -112,16 +112,21 @@ class Changes:
 
     # --- names that have changed faster than their client could know
 
-    def _show(self, docid: Docid | None) -> None:
-        """Bring the tree up to what a request has just committed, about a message or searches.
+    def _show(self, docid: Docid | None, *views: View) -> None:
+        """Bring the tree up to what a request has just committed, about a message in these views, or about searches.
 
-        Its client may go on at once with the names it knew (it files a message in one view, and then removes it from
-        another): for a moment it is understood.
+        Its client may go on at once with the names it knew in others (it files a message in one view, and then removes
+        it from another): for a moment it is understood.
         """
         self.sync_tree()
-        if docid is not None:
-            known = (docid, self.requests.thread, time.monotonic() + OWN_CHANGE_S)
-            self._own_changes |= dict.fromkeys(self.announcements.stale_places(docid), known)
+        if docid is None:
+            return
+        its = {
+            self.tree.subfolder_ino(view, kind) for view in views for kind in (Kind.CUR, Kind.NEW)
+        }
+        known = (docid, self.requests.thread, time.monotonic() + OWN_CHANGE_S)
+        stale = [place for place in self.announcements.stale_places(docid) if place[0] not in its]
+        self._own_changes |= dict.fromkeys(stale, known)
 
     def known_or_none(self, directory: Directory, name: bytes, thread: int) -> Docid | None:
         """The message a name meant until just now: to the client whose request has changed it."""
@@ -165,9 +170,12 @@ class Changes:
         before = view.letters
         self.publish(sync_letters(self.tree, view))
         if view.letters is not before:
-            edits = plan_meanings(self.tree, view)
-            if len(edits) > _SLICE_EDITS or not self._settle(edits):
-                self._unsettled.append(view)
+            self._take_meanings(view)
+
+    def _take_meanings(self, view: View) -> None:
+        edits = plan_meanings(self.tree, view)
+        if len(edits) > _SLICE_EDITS or not self._settle(edits):
+            self._unsettled.append(view)
 
     def _settle(self, edits: Sequence[EntryEdit]) -> bool:
         """Letters that got a meaning are keywords from now on; False while the store is busy or full.
@@ -229,6 +237,8 @@ class Changes:
                 evaluate, tree.store.layout, view, tree.facts, what="a search"
             )
             self.publish(install(tree, view, evaluation))
+            # Names may be older than the file, which was read on the way.
+            self._take_meanings(view)
         finally:
             del self._loading[search_id]
             done.set()
@@ -311,7 +321,10 @@ class Changes:
         if isinstance(edit, RenamedSearches):
             self.tree.move_folders(edit.path, edit.new_path)
         self.is_dirty = True
-        self._show(edit.docid if isinstance(edit, EntryEdit | Removal) else None)
+        if isinstance(edit, EntryEdit | Removal):
+            self._show(edit.docid, edit.view)
+        else:
+            self._show(None)
 
     async def arrive(self, arrival: Arrival, deadline_s: float | None = None) -> Docid:
         """Commit an arrival and show it. Durable ones wait for the disk, in a thread."""
@@ -320,7 +333,8 @@ class Changes:
             deadline_s = self.edit_deadline_s
         docid = await self.requests.commit(work, deadline_s)
         self.is_dirty = True
-        self._show(docid)
+        left = () if arrival.departure is None else (arrival.departure.view,)
+        self._show(docid, arrival.view, *left)
         if arrival.replaced is not None:
             self.publish(other_names(self.tree, arrival.replaced.docid))
         return docid
