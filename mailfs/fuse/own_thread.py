@@ -36,7 +36,7 @@ class OwnThread:
             return False
 
     def do(self, work: Callable[[], None]) -> None:
-        """Have it do something, and wait for that. One caller at a time. Raises what `work` raises."""
+        """Have it do something, and wait for that. One caller at a time, who has a deadline. Raises what `work` raises."""
         self._work.put(work)
         error = self._done.get()
         if error is not None:

@@ -14,7 +14,7 @@ from mailfs.store.layout import Layout
 from mailfs.views.facts import Facts
 from mailfs.views.files import area_of
 from mailfs.views.letters import NO_LETTERS, read_letters, stamp_or_none
-from mailfs.views.membership import Changed, names_of, tell, update_facts, update_view
+from mailfs.views.membership import MOST_TOLD, Changed, names_of, tell, update_facts, update_view
 from mailfs.views.names import read_chosen, read_own_letters
 from mailfs.views.refresh import date_spans, refresh
 from mailfs.views.tree import News, Tree
@@ -23,8 +23,6 @@ from mailfs.views.view import Evaluation, View
 # A view of 1,000,000 messages takes some three seconds; the client that opened it waits.
 EVALUATION_DEADLINE_S = 120.0
 _FILL_ROWS = 1000
-# So many names that came or went by an edit of a query are told one by one.
-_MOST_TOLD = 1000
 
 
 def evaluate(layout: Layout, view: View, facts: Facts) -> Evaluation:
@@ -109,7 +107,7 @@ def _tell_difference(tree: Tree, former: View, view: View, news: list[News]) -> 
     """
     kept = tree.former_names.pop(view.search.search_id, {})
     before, after = set(map(Docid, former.docids)), set(map(Docid, view.docids))
-    told = set(sorted(before ^ after)[-_MOST_TOLD:])
+    told = set(sorted(before ^ after)[-MOST_TOLD:])
     tell(
         view,
         names_of(tree, former, told) | kept,

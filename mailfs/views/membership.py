@@ -20,7 +20,7 @@ from mailfs.views.view import View
 
 # So many messages of a view are told one by one when they change at once: more than their watchers are told in a second
 # by far, and some ten milliseconds of work.
-_MOST_TOLD = 2000
+MOST_TOLD = 2000
 
 
 class Changed:
@@ -75,7 +75,7 @@ def update_view(tree: Tree, view: View, changed: Changed, news: list[News]) -> N
         row for docid in concerned for row in (*view.chosen.get(docid, ()), *chosen.get(docid, ()))
     ]
     others = _owners_of_claimed(tree, view, claims)
-    are_told = len(concerned) <= _MOST_TOLD
+    are_told = len(concerned) <= MOST_TOLD
     before = names_of(tree, view, concerned.keys() | others) if are_told else {}
     for docid, row in concerned.items():
         if docid in members or _lingers(view, row):
@@ -102,7 +102,7 @@ def keep_former_names(tree: Tree, view: View, changed: Changed) -> None:
         return
     kept = tree.former_names.setdefault(view.search.search_id, {})
     concerned = [row.docid for row in changed.rows if row.docid in view.former]
-    for docid in concerned[:_MOST_TOLD]:
+    for docid in concerned[:MOST_TOLD]:
         flags = tree.facts.flags_of(docid)
         kept.setdefault(docid, shown_names(tree, view.former, docid, flags))
 
