@@ -1,9 +1,7 @@
 """Bringing a store of an older format up to date, when it is opened.
 
-Under the writer lock: tables first, durably, then the file `format`. Cut off at any moment, the store still opens, and
-the next open does it again. Every step can be done twice.
-
-Format 2 adds table `entry`.
+Under the writer lock: tables first, durably and in one transaction with their version, then the file `format`. Cut off at
+any moment, the store still opens, and the next open goes on. What each format brought is in schema.py.
 """
 
 from contextlib import closing
@@ -19,7 +17,7 @@ from mailfs.errors import (
 from mailfs.store.database import open_writer, set_durable, translated
 from mailfs.store.layout import Layout, open_layout, write_format
 from mailfs.store.lock import WriterLock
-from mailfs.store.schema import ENTRY, FORMAT_VERSION
+from mailfs.store.schema import CHANGES, FORMAT_VERSION
 
 # A bulk writer of the old program lets go of the lock many times in this time.
 _DEADLINE_S = 60.0
@@ -39,8 +37,8 @@ def migrate(layout: Layout) -> Layout:
     try:
         with WriterLock(layout).hold("migrate", _DEADLINE_S):
             # Another process may have been faster.
-            if open_layout(layout.root).version < FORMAT_VERSION:
-                _add_tables(layout)
+            if (found := open_layout(layout.root).version) < FORMAT_VERSION:
+                _change_tables(layout, found)
                 write_format(layout)
     except OSError as error:
         raise storage_error(error, what) from error
@@ -53,12 +51,18 @@ def migrate(layout: Layout) -> Layout:
     return open_layout(layout.root)
 
 
-def _add_tables(layout: Layout) -> None:
+def _change_tables(layout: Layout, version: int) -> None:
     with (
         translated(layout.index),
         closing(open_writer(layout.index)) as connection,
     ):
         set_durable(connection, durable=True)
         connection.execute("BEGIN IMMEDIATE")
-        connection.execute(ENTRY)
+        # 0 in the formats before 3, and later when an earlier attempt was cut off before it wrote `format`.
+        row = connection.execute("PRAGMA user_version").fetchone()
+        assert row is not None
+        for number in range(max(version, row[0]) + 1, FORMAT_VERSION + 1):
+            for statements in CHANGES[number]:
+                connection.execute(statements)
+        connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
         connection.execute("COMMIT")

@@ -2,10 +2,12 @@
 
 Times are integers: `_ns` nanoseconds, others seconds, since 1970 UTC. Every write transaction takes the next
 modseq and stamps the message rows it touches with it, so the change feed is `message` read by modseq.
+
+SQLite's user_version is the format of the tables, from format 3 on. The file `format` says the same of the whole store.
 """
 
-# 2: table entry.
-FORMAT_VERSION = 2
+# 2: table entry. 3: sealed packs, dictionaries, the journal.
+FORMAT_VERSION = 3
 
 # One row. `modseq`: the last one given out. `searches_modseq`: the modseq of the last change to `search`.
 _STATE = """
@@ -76,11 +78,31 @@ CREATE TABLE message_blob(
 CREATE INDEX message_blob_blob ON message_blob(blob_id);
 """
 
-# Pack files. `size` is the end of the last acknowledged record: bytes behind it were never promised.
+# Pack files. `size` is the end of the last acknowledged record: bytes behind it were never promised. `sealed`: 1 when
+# the pack ends with a footer and never changes again.
 _PACK = """
 CREATE TABLE pack(
   pack INTEGER PRIMARY KEY,
-  size INTEGER NOT NULL
+  size INTEGER NOT NULL,
+  sealed INTEGER NOT NULL DEFAULT 0
+)"""
+
+# Pack files nothing refers to any more, which are to be removed; the row goes after the file.
+_DEAD_PACK = """
+CREATE TABLE IF NOT EXISTS dead_pack(
+  pack INTEGER PRIMARY KEY
+)"""
+
+# zstd dictionaries records were compressed with: kept for ever, each also in every pack that uses it.
+#   dictionary_id  the first 4 bytes of `hash`, little endian, never 0; stands in the records' headers
+#   hash           xxh3-128 of `bytes`
+#   made_ns        the newest is used for new records
+_DICTIONARY = """
+CREATE TABLE IF NOT EXISTS dictionary(
+  dictionary_id INTEGER PRIMARY KEY,
+  hash BLOB NOT NULL,
+  bytes BLOB NOT NULL,
+  made_ns INTEGER NOT NULL
 )"""
 
 # The users' own keywords; system keywords are bits in message.flags.
@@ -124,7 +146,7 @@ CREATE TABLE search(
 #   extra    letters that have no meaning here, sorted
 #   form     message.maildir.Form: how the name ends when it has no letters
 #   is_copy  1: the client made this entry of a message that was here already
-ENTRY = """
+_ENTRY = """
 CREATE TABLE IF NOT EXISTS entry(
   search_id INTEGER NOT NULL,
   base BLOB NOT NULL,
@@ -147,6 +169,53 @@ CREATE TABLE view_state(
   cur_mtime_ns INTEGER NOT NULL
 )"""
 
+# Who changed what, so that people can see it and take it back. One row a write transaction in which something changed.
+#   modseq       the transaction's
+#   operation    the modseq of the first transaction of the same command, whose slices are one operation
+#   pid, command the process that wanted it: behind a mount, its client
+#   reason       what was done, in words; never mail text
+#   first_added, last_added  the docids of the messages it added; 0 where it added none
+#   undoes       the operation it took back, else 0
+# journal_change: a message that was there before and was changed. added, removed: the user's own keywords, with a
+# blank between each. journal_event: what concerns no single message; before and after are JSON objects, or ''.
+_JOURNAL = """
+CREATE TABLE IF NOT EXISTS journal(
+  modseq INTEGER PRIMARY KEY,
+  operation INTEGER NOT NULL,
+  time_ns INTEGER NOT NULL,
+  pid INTEGER NOT NULL,
+  command TEXT NOT NULL,
+  reason TEXT NOT NULL,
+  first_added INTEGER NOT NULL,
+  last_added INTEGER NOT NULL,
+  undoes INTEGER NOT NULL
+);
+CREATE INDEX IF NOT EXISTS journal_operation ON journal(operation);
+CREATE TABLE IF NOT EXISTS journal_change(
+  modseq INTEGER NOT NULL,
+  docid INTEGER NOT NULL,
+  flags_before INTEGER NOT NULL,
+  flags_after INTEGER NOT NULL,
+  expunged_before INTEGER NOT NULL,
+  expunged_after INTEGER NOT NULL,
+  added TEXT NOT NULL,
+  removed TEXT NOT NULL,
+  PRIMARY KEY (modseq, docid)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS journal_change_docid ON journal_change(docid);
+CREATE TABLE IF NOT EXISTS journal_event(
+  modseq INTEGER NOT NULL,
+  number INTEGER NOT NULL,
+  what TEXT NOT NULL,
+  before TEXT NOT NULL,
+  after TEXT NOT NULL,
+  PRIMARY KEY (modseq, number)
+) WITHOUT ROWID;
+"""
+
+# What is expunged, found without reading all messages.
+_EXPUNGED = "CREATE INDEX IF NOT EXISTS message_expunged ON message(expunged) WHERE expunged <> 0"
+
 # Words. Contentless: the text itself is in the packs. rowid is the docid. `recipient` is To; `cc` is Cc and
 # Bcc; `list` is the List-Id; `attachment` the file names. unicode61: 44 MB/s against 4 MB/s of TR29.
 _MESSAGE_TEXT = """
@@ -163,16 +232,33 @@ INSERT INTO message_text(message_text, rank) VALUES ('crisismerge', 32);
 TABLES = (
     _STATE,
     _MESSAGE,
+    _EXPUNGED,
     _ENVELOPE,
     _BLOB,
     _PACK,
+    _DEAD_PACK,
+    _DICTIONARY,
     _KEYWORD,
     _REFERENCE,
     _SEARCH,
-    ENTRY,
+    _ENTRY,
     _VIEW_STATE,
+    _JOURNAL,
     _MESSAGE_TEXT,
+    f"PRAGMA user_version = {FORMAT_VERSION}",
 )
+
+# What a format brought, by its number: how an index of the one before becomes it.
+CHANGES = {
+    2: (_ENTRY,),
+    3: (
+        "ALTER TABLE pack ADD COLUMN sealed INTEGER NOT NULL DEFAULT 0",
+        _DEAD_PACK,
+        _DICTIONARY,
+        _EXPUNGED,
+        _JOURNAL,
+    ),
+}
 
 # What a new store shows (name, query).
 FIRST_SEARCHES = (

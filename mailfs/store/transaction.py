@@ -351,7 +351,11 @@ class Transaction:
         if self._appender is not None:
             self._appender.sync()
             ends = [*self._appender.finished, (self._appender.pack, self._appender.size)]
-            self._sql.executemany("INSERT OR REPLACE INTO pack VALUES (?, ?)", ends)
+            self._sql.executemany(
+                "INSERT INTO pack(pack, size) VALUES (?, ?) "
+                "ON CONFLICT (pack) DO UPDATE SET size = excluded.size",
+                ends,
+            )
         if self.changed:
             self._sql.execute("UPDATE state SET modseq = ?", (self.modseq,))
         self._sql.execute("COMMIT" if self.changed or self._stamp.must_commit else "ROLLBACK")

@@ -32,7 +32,11 @@ def old_store(tmp_path: Path) -> Path:
     ):
         transaction.add(new_message(make_message(1)))
     connection = open_writer(root / "index.sqlite3")
-    connection.execute("DROP TABLE entry")
+    for table in ("entry", "dead_pack", "dictionary", "journal", "journal_change", "journal_event"):
+        connection.execute(f"DROP TABLE {table}")
+    connection.execute("DROP INDEX message_expunged")
+    connection.execute("ALTER TABLE pack DROP COLUMN sealed")
+    connection.execute("PRAGMA user_version = 0")
     connection.close()
     path = root / "format"
     path.write_text(path.read_text().replace(f"version {FORMAT_VERSION}", "version 1"))
@@ -66,7 +70,9 @@ def test_an_old_and_a_new_store_have_the_same_tables(old_store: Path, tmp_path: 
     Store.create(tmp_path / "new").close()
     for root in (old_store, tmp_path / "new"):
         connection = open_writer(root / "index.sqlite3")
-        statements.append(set(connection.execute("SELECT name, sql FROM sqlite_schema").fetchall()))
+        # What ALTER TABLE adds stands there with other blanks.
+        found = connection.execute("SELECT name, sql FROM sqlite_schema").fetchall()
+        statements.append({(name, "".join((sql or "").split())) for name, sql in found})
         connection.close()
     assert statements[0] == statements[1]
 
@@ -82,7 +88,7 @@ def test_who_comes_second_finds_the_work_done(old_store: Path) -> None:
 @pytest.mark.parametrize(
     "place",
     [
-        pytest.param("mailfs.store.migrate._add_tables", id="before the tables"),
+        pytest.param("mailfs.store.migrate._change_tables", id="before the tables"),
         pytest.param("mailfs.store.migrate.write_format", id="before the format"),
         pytest.param("mailfs.store.layout.os.write", id="when format is empty"),
         pytest.param("mailfs.store.layout.Path.rename", id="when format has no name yet"),
