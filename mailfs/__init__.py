@@ -8,6 +8,7 @@ tests/test_architecture.py):
     views/    what the tree looks like, and what rename, unlink and mkdir mean
     ingest/   mail coming in: Maildir, mbox, MH, files
     store/    what is durable: packs, index, lock         the only package that knows SQLite
+              upkeep/: compact, expire, dump, backup; rescue/: verify, repair, reindex
     search/   the query language: text -> tree -> SQL
     message/  bytes -> facts: headers, text, keywords, Maildir names
     errors, ids

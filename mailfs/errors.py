@@ -4,7 +4,19 @@ Errors are caught in two places: the handler wrapper in fuse/operations.py (errn
 (message on stderr, exit code of sysexits.h). A message says what happened, to what, and what to do.
 """
 
-from errno import EAGAIN, EDQUOT, EEXIST, EINVAL, EIO, ENOENT, ENOSPC, EPERM
+from errno import (
+    EAGAIN,
+    EDQUOT,
+    EEXIST,
+    EINVAL,
+    EIO,
+    EMFILE,
+    ENFILE,
+    ENOENT,
+    ENOSPC,
+    EPERM,
+    EROFS,
+)
 
 EX_USAGE, EX_DATAERR, EX_NOINPUT, EX_UNAVAILABLE = 64, 65, 66, 69
 EX_SOFTWARE, EX_OSERR, EX_CANTCREAT, EX_IOERR = 70, 71, 73, 74
@@ -85,6 +97,13 @@ class StoreExists(StoreError):
     exit_code = EX_CANTCREAT
 
 
+class NotOurs(StoreError):
+    """Somebody else could change what is in the store."""
+
+    errno = EPERM
+    exit_code = EX_NOPERM
+
+
 class FormatTooNew(StoreError):
     """The store, or the SQLite library, is of a version this program must not write with."""
 
@@ -108,22 +127,70 @@ class StoreFull(StoreError):
     exit_code = EX_TEMPFAIL
 
 
+class StoreReadOnly(StoreError):
+    """The file system of the store takes no changes just now; all can be read."""
+
+    errno = EROFS
+
+
+class StoreFailing(StoreError):
+    """The disk below the store failed to read, write or sync; what it had not acknowledged is not promised."""
+
+
+class NoDescriptors(StoreError):
+    """This process, or the machine, has no descriptor left (RLIMIT_NOFILE, fs.file-max)."""
+
+    errno = EMFILE
+    exit_code = EX_TEMPFAIL
+
+
+class Unhealthy(StoreError):
+    """Refused without a try, because of what the store has met before. `errno` is that of the cause."""
+
+    exit_code = EX_TEMPFAIL
+
+    def __init__(self, reason: str, code: int) -> None:
+        super().__init__(reason)
+        self.errno = code
+
+
 def storage_error(error: OSError, what: str) -> StoreError:
-    """StoreFull or StoreError, for what the system says; `what` could not be done."""
+    """What the system says, as an error of its kind; `what` could not be done."""
     if error.errno in (ENOSPC, EDQUOT):
         return StoreFull(f"{what}: {error.strerror}; free some room and try again")
+    if error.errno == EROFS:
+        return StoreReadOnly(f"{what}: {error.strerror}")
+    if error.errno in (EMFILE, ENFILE):
+        return NoDescriptors(f"{what}: {error.strerror}; close something and try again")
+    if error.errno == EIO:
+        return StoreFailing(f"{what}: {error.strerror}")
     return StoreError(f"{what}: {error.strerror}")
 
 
 class Busy(MailfsError):
-    """A lock was not free before the deadline. The message names the holder."""
+    """Something was not free in time; nothing was done. The message names who has it, where that is known."""
 
     errno = EAGAIN
     exit_code = EX_TEMPFAIL
 
 
+class DeadlinePassed(Busy):
+    """Who asked had set a deadline, and it has passed."""
+
+
+class BackPressure(Busy):
+    """Nobody had set a deadline, but we wait no longer, or too many wait already."""
+
+
 class BadSource(MailfsError):
     """What was given to import cannot be read as mail."""
+
+    errno = EINVAL
+    exit_code = EX_DATAERR
+
+
+class BadDump(MailfsError):
+    """What was given to restore is no dump; the message says in which line."""
 
     errno = EINVAL
     exit_code = EX_DATAERR

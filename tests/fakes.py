@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
+import zstandard
+
 from mailfs.ids import Docid
 from mailfs.store.prepare import NewMessage, prepare_message
 
@@ -39,6 +41,14 @@ def make_message(
 def new_message(raw: bytes, flags: int = 0) -> NewMessage:
     """A message ready to be added, received at its Date."""
     return prepare_message(raw, flags, (), None)
+
+
+def make_dictionary(seed: int = 0) -> bytes:
+    """A small zstd dictionary of mail like that of make_message, each seed its own."""
+    samples = [
+        make_message(seed * 1000 + number, body=f"{seed} {number}" * 9) for number in range(300)
+    ]
+    return zstandard.train_dictionary(4096, [*samples], k=1024, d=8, dict_id=seed + 1).as_bytes()
 
 
 def make_mbox(messages: Iterable[bytes]) -> Iterator[bytes]:

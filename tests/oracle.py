@@ -6,8 +6,8 @@ from pathlib import Path
 from mailfs.ids import Docid
 from mailfs.search.plan import plan
 from mailfs.search.query import parse_query
+from mailfs.store.rescue.verify import Finding, Severity, verify
 from mailfs.store.store import Store
-from mailfs.store.verify import Finding, Severity, verify
 
 
 def problems_of(store: Store) -> list[Finding]:

@@ -18,6 +18,9 @@ VAGUE_NAMES = frozenset({"utils", "util", "helpers", "helper", "common", "misc"}
 
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
+# Packages within a layer, and what may not import them: what stands beside them, and each those before it.
+WITHIN_STORE = ("upkeep", "rescue")
+
 # What only some layers may import.
 CONFINED_IMPORTS = {
     "pyfuse3": {"fuse"},
@@ -75,6 +78,14 @@ def test_the_layers_are_those_that_are_there() -> None:
     folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
     files = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
     assert folders | files == set(LAYERS)
+
+
+@pytest.mark.parametrize("module", [each for each in MODULES if each.parts[0] == "store"], ids=str)
+def test_the_store_works_without_its_upkeep_and_both_without_rescue(module: Path) -> None:
+    package = module.parts[1] if len(module.parts) > 2 else ""
+    above = WITHIN_STORE[WITHIN_STORE.index(package) + 1 if package else 0 :]
+    for line, name in imports_of(module):
+        assert not name.startswith(tuple(f"mailfs.store.{each}." for each in above)), (line, name)
 
 
 @pytest.mark.parametrize("module", MODULES, ids=str)

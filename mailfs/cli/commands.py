@@ -1,6 +1,7 @@
 """What the command modules share: how a command is declared, and how a query is taken from its words."""
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 Commands = argparse._SubParsersAction  # argparse gives the type no public name
 Run = Callable[[argparse.Namespace, Path], int]
+_PIECE_CHARS = 1 << 16
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,7 +32,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
-        self.exit(EX_USAGE, f"{self.prog}: {message}\n")
+        self.exit(EX_USAGE, f"{self.prog}: {harmless(message)}\n")
 
     def option_length(self, arguments: Sequence[str]) -> int:
         """How many words an option at the start takes with its value; 0 where none stands there."""
@@ -64,3 +66,35 @@ def plan_of(words: list[str]) -> "Plan":
     from mailfs.search.query import parse_query
 
     return plan(parse_query(" ".join(words)), time.time())
+
+
+def harmless(text: str) -> str:
+    """Without the signs a terminal obeys, bidirectional overrides among them: mail must not command it."""
+    return "\n".join("\t".join(map(_printable, line.split("\t"))) for line in text.split("\n"))
+
+
+def _printable(text: str) -> str:
+    if text.isprintable():
+        return text
+    # Piece by piece: a million signs one by one take a hundred times their bytes.
+    return "".join(
+        "".join(filter(str.isprintable, text[start : start + _PIECE_CHARS]))
+        for start in range(0, len(text), _PIECE_CHARS)
+    )
+
+
+def json_text(value: object) -> str:
+    """JSON for people and programs: letters as they are, what a terminal obeys as JSON's escapes."""
+    lines = json.dumps(value, ensure_ascii=False, indent=1).split("\n")
+    return "\n".join(line if line.isprintable() else _escaped(line) for line in lines)
+
+
+def _escaped(line: str) -> str:
+    return "".join(sign if sign.isprintable() else json.dumps(sign)[1:-1] for sign in line)
+
+
+def whole_number(text: str) -> int:
+    """What an option such as --limit takes."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"not a number: {text}")
+    return int(text)

@@ -12,19 +12,19 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import IO, TYPE_CHECKING
 
-from mailfs.cli.commands import Commands, Parser, add_command
+from mailfs.cli.commands import Commands, Parser, add_command, harmless
 from mailfs.errors import EX_TEMPFAIL, BadKeyword, BadSource, MailfsError, UsageError, storage_error
 
 if TYPE_CHECKING:
     from mailfs.ids import Keyword
-    from mailfs.store.layout import Layout
     from mailfs.store.prepare import NewMessage
+    from mailfs.store.store import Store
 
 DEADLINE_S = 60
 _LONGEST_DEADLINE_S = 24 * 3600
@@ -97,6 +97,8 @@ def _complain(reason: str) -> None:
     """Say why to try again. Not with print(), which would end in another exit code where nobody listens."""
     with suppress(OSError):
         if sys.stderr is not None:
+            # One line, whatever a filter made a name of: mail systems copy it into their logs.
+            reason = harmless(reason).replace("\n", " ")
             text = f"mailfs deliver: {reason} (deliver it again later)\n"
             os.write(sys.stderr.fileno(), text.encode(errors="backslashreplace"))
 
@@ -108,11 +110,12 @@ def _deliver(root: Path, view: str, keywords: "tuple[Keyword, ...]", deadline_s:
     with Store.open(root) as store:
         # What is missing is told before anything is read.
         search = store.index.search(view)
-        new = _read_message(store.layout)
+        store.writer.health.check_room()
+        new = _read_message(store)
         commit_arrival(store, plan_delivery(search, new, keywords), deadline_s)
 
 
-def _read_message(layout: "Layout") -> "NewMessage":
+def _read_message(store: "Store") -> "NewMessage":
     """Standard input as a message received now. Raises BadSource when it is empty.
 
     Through a file in the spool that has no name, or none any more once it is open: nothing is left of it, whatever
@@ -120,21 +123,24 @@ def _read_message(layout: "Layout") -> "NewMessage":
     """
     from mailfs.store.prepare import prepare_file
 
+    spool = store.layout.spool
     if sys.stdin is None:
         raise UsageError("standard input is closed: the message is to come there")
     try:
-        layout.spool.mkdir(mode=0o700, exist_ok=True)
-        with tempfile.TemporaryFile(dir=layout.spool) as file:
-            size = _copy_message(sys.stdin.fileno(), file)
+        spool.mkdir(mode=0o700, exist_ok=True)
+        with tempfile.TemporaryFile(dir=spool) as file:
+            size = _copy_message(sys.stdin.fileno(), file, store.writer.health.check_room)
             if not size:
                 raise BadSource("standard input holds no message")
-            return prepare_file(file.fileno(), size, 0, (), time.time_ns(), layout)
+            dictionary = store.newest_dictionary_or_none()
+            now_ns = time.time_ns()
+            return prepare_file(file.fileno(), size, 0, (), now_ns, store.layout, dictionary)
     except OSError as error:
-        what = f"cannot bring a message from standard input to {layout.spool}"
+        what = f"cannot bring a message from standard input to {spool}"
         raise storage_error(error, what) from error
 
 
-def _copy_message(source: int, file: IO[bytes]) -> int:
+def _copy_message(source: int, file: IO[bytes], check_room: Callable[[int], None]) -> int:
     """Copy all there is but a line `From sender date` at the start; how many bytes that is."""
     chunks = _iter_chunks(source)
     start = bytearray()
@@ -144,6 +150,7 @@ def _copy_message(source: int, file: IO[bytes]) -> int:
             break
     file.write(start[from_line_bytes(start) :])
     for chunk in chunks:
+        check_room(len(chunk))
         file.write(chunk)
     file.flush()
     return os.fstat(file.fileno()).st_size

@@ -92,7 +92,8 @@ def _import_path(root: Path, source: Path, labels: "Labels", format: "Format") -
 
     refs = iter_source(source, format)
     with Workers(labels) as workers, Store.open(root) as store:
-        return _run(Importer(store, labels), workers.prepare(refs), str(source), format)
+        importer = Importer(store, labels, str(source))
+        return _run(importer, workers.prepare_for(store, refs), str(source), format)
 
 
 def _import_stream(root: Path, labels: "Labels", format: "Format") -> "Progress":
@@ -100,12 +101,15 @@ def _import_stream(root: Path, labels: "Labels", format: "Format") -> "Progress"
     from mailfs.ingest.mailboxes import SourceProblem, iter_stream
     from mailfs.store.store import Store
 
-    def batches() -> "Iterator[list[Prepared | SourceProblem]]":
+    def batches(store: Store) -> "Iterator[list[Prepared | SourceProblem]]":
         for item in iter_stream(sys.stdin.buffer, format):
-            yield [item if isinstance(item, SourceProblem) else prepare_source(item, labels)]
+            if isinstance(item, SourceProblem):
+                yield [item]
+            else:
+                yield [prepare_source(item, labels, store.newest_dictionary_or_none())]
 
     with Store.open(root) as store:
-        return _run(Importer(store, labels), batches(), "standard input", format)
+        return _run(Importer(store, labels, "-"), batches(store), "standard input", format)
 
 
 def _run(

@@ -11,16 +11,23 @@ from typing import NoReturn
 
 from mailfs import __version__
 from mailfs.cli import (
+    backing_up,
+    compacting,
     delivering,
+    dumping,
+    expiring,
     importing,
+    journal,
+    maintaining,
     mounting,
+    rebuilding,
     saving,
     searching,
     status,
     storing,
     tagging,
 )
-from mailfs.cli.commands import Commands, Parser
+from mailfs.cli.commands import Commands, Parser, harmless
 from mailfs.errors import EX_OSERR, MailfsError
 
 EX_INTERRUPTED = 128 + signal.SIGINT
@@ -66,7 +73,23 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action=VersionAction, nargs=0, help="show versions and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (storing, importing, delivering, mounting, searching, tagging, saving, status):
+    for module in (
+        storing,
+        importing,
+        delivering,
+        mounting,
+        searching,
+        tagging,
+        saving,
+        journal,
+        expiring,
+        compacting,
+        dumping,
+        rebuilding,
+        backing_up,
+        maintaining,
+        status,
+    ):
         module.add_commands(commands)
     return parser
 
@@ -124,14 +147,14 @@ def main(arguments: Sequence[str]) -> int:
             code: int = parsed.run(parsed, store)
         sys.stdout.flush()
     except MailfsError as error:
-        print(f"mailfs {parsed.command}: {error}", file=sys.stderr)
+        print(harmless(f"mailfs {parsed.command}: {error}"), file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         # The reader (head, less) has had enough; Python would complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:
-        print(f"mailfs {parsed.command}: {error}", file=sys.stderr)
+        print(harmless(f"mailfs {parsed.command}: {error}"), file=sys.stderr)
         return EX_OSERR
     except KeyboardInterrupt:
         print(f"mailfs {parsed.command}: interrupted", file=sys.stderr)

@@ -1,6 +1,7 @@
 """mailfs mount, mailfs umount."""
 
 import argparse
+import errno
 import logging
 import os
 import select
@@ -12,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from mailfs.cli.commands import Commands, Parser, add_command
-from mailfs.errors import EX_SOFTWARE, EX_UNAVAILABLE, MailfsError, MountError, StoreError
+from mailfs.cli.maintaining import maintain_command
+from mailfs.errors import EX_SOFTWARE, EX_UNAVAILABLE, MailfsError, MountError, storage_error
+from mailfs.fuse.logfile import log_path, open_log
 
 if TYPE_CHECKING:
     from mailfs.fuse.mount import MountOptions
@@ -63,7 +66,13 @@ def run_mount(arguments: argparse.Namespace, root: Path) -> int:
         raise MountError(f"the store {root} lies in {mountpoint}: mount somewhere else")
     clear_mountpoint(mountpoint)
     options = tuple(option for words in arguments.options for option in words.split(",") if option)
-    chosen = MountOptions(mountpoint, options, not arguments.no_drain, config=config)
+    chosen = MountOptions(
+        mountpoint,
+        options,
+        not arguments.no_drain,
+        config=config,
+        maintain_command=maintain_command(root),
+    )
     if not arguments.foreground:
         return _serve_in_background(root, chosen)
     # Not left to children such as fusermount3, whose words are not the service's.
@@ -105,7 +114,8 @@ def _serve_in_background(root: Path, options: "MountOptions") -> int:
     child = os.fork()
     if child == 0:
         os.close(ready)
-        _become_daemon(root, options._replace(ready_fd=report), report)
+        path = log_path(root)
+        _become_daemon(root, options._replace(ready_fd=report, log_path=path), report)
     os.close(report)
     give_up = time.monotonic() + READY_DEADLINE_S
     answer = b""
@@ -125,11 +135,6 @@ def _serve_in_background(root: Path, options: "MountOptions") -> int:
     return code
 
 
-def log_path(root: Path) -> Path:
-    """Where a mount in the background writes its log."""
-    return root / "mount.log"
-
-
 def _become_daemon(root: Path, options: "MountOptions", report: int) -> NoReturn:
     """The child's life: a session of its own, no terminal, stderr to the log. Never returns."""
     code = 0
@@ -137,13 +142,14 @@ def _become_daemon(root: Path, options: "MountOptions", report: int) -> NoReturn
         os.setsid()
         os.chdir("/")
         null = os.open(os.devnull, os.O_RDWR)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+        for target in (0, 1, 2):
+            os.dup2(null, target)
         try:
-            log_fd = os.open(log_path(root), flags, 0o600)
+            open_log(log_path(root))
         except OSError as error:
-            raise StoreError(f"cannot write {log_path(root)}: {error.strerror}") from error
-        for source, target in ((null, 0), (log_fd, 1), (log_fd, 2)):
-            os.dup2(source, target)
+            # On a disk that is full or read-only there is no log, but there is a mount.
+            if error.errno not in (errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+                raise storage_error(error, f"cannot write {log_path(root)}") from error
         _serve(root, options)
     except MailfsError as error:
         code = error.exit_code

@@ -1,12 +1,17 @@
 """mailfs save, mailfs searches, mailfs forget."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
-from mailfs.cli.commands import Commands, Parser, add_command, add_query
-from mailfs.errors import EditRefused
+from mailfs.cli.commands import (
+    Commands,
+    Parser,
+    add_command,
+    add_query,
+    harmless,
+    json_text,
+)
 
 ON_RM = ("unlink", "untag", "expunge", "refuse")
 
@@ -26,6 +31,7 @@ def add_commands(commands: "Commands[Parser]") -> None:
 def run_save(arguments: argparse.Namespace, root: Path) -> int:
     from mailfs.search.names import check_search_name
     from mailfs.search.query import parse_query
+    from mailfs.store.journal import Operation
     from mailfs.store.store import Store
     from mailfs.views.searches import check_on_rm
 
@@ -34,7 +40,9 @@ def run_save(arguments: argparse.Namespace, root: Path) -> int:
     name = check_search_name(arguments.name)
     with (
         Store.open(root) as store,
-        store.writer.transaction("save", durable=True) as transaction,
+        store.writer.transaction(
+            "save", durable=True, operation=Operation(f"save {name}")
+        ) as transaction,
     ):
         transaction.searches.save(name, text, arguments.on_rm, replace=arguments.replace)
     return 0
@@ -50,26 +58,26 @@ def run_searches(arguments: argparse.Namespace, root: Path) -> int:
             {"name": search.name, "query": search.query, "on_rm": search.on_rm or None}
             for search in searches
         ]
-        print(json.dumps(rows, ensure_ascii=False, indent=1))
+        print(json_text(rows))
         return 0
     width = max((len(search.name) for search in searches), default=0)
     for search in searches:
         on_rm = f"  (on-rm = {search.on_rm})" if search.on_rm else ""
-        print(f"{search.name:<{width}}  {search.query}{on_rm}")
+        # A query that was typed or written into a file may have anything in it.
+        print(harmless(f"{search.name:<{width}}  {search.query}{on_rm}").replace("\n", " "))
     return 0
 
 
 def run_forget(arguments: argparse.Namespace, root: Path) -> int:
+    from mailfs.store.journal import Operation
+    from mailfs.store.saved import check_nothing_spooled
     from mailfs.store.store import Store
 
     with Store.open(root) as store:
         search = store.index.search(arguments.name)
-        spool = store.layout.spool / str(search.search_id)
-        if any(path.is_file() for path in spool.rglob("*")):
-            raise EditRefused(
-                f"{spool} holds files that are not stored yet: mount the store and see to these first"
-            )
-        with store.writer.transaction("forget", durable=True) as transaction:
+        check_nothing_spooled(store.layout, search.search_id)
+        operation = Operation(f"forget {search.name}")
+        with store.writer.transaction("forget", durable=True, operation=operation) as transaction:
             transaction.searches.forget(arguments.name)
         left = store.layout.sidecar / str(search.search_id)
         if any(path.is_file() for path in left.rglob("*")):

@@ -1,15 +1,24 @@
 """mailfs search, mailfs count, mailfs show."""
 
 import argparse
-import json
 import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mailfs.cli.commands import Commands, Parser, add_command, add_query, plan_of
+from mailfs.cli.commands import (
+    Commands,
+    Parser,
+    add_command,
+    add_query,
+    harmless,
+    json_text,
+    plan_of,
+    whole_number,
+)
 from mailfs.errors import EX_NOINPUT, UsageError
 from mailfs.ids import Docid
 from mailfs.message.keywords import keywords_of_flags
@@ -28,36 +37,48 @@ def add_commands(commands: "Commands[Parser]") -> None:
     search = add_command(commands, "search", run_search, "list the messages that match")
     search.add_argument("--output", choices=OUTPUTS, default="summary", help="what to print")
     search.add_argument("--sort", choices=SORTS, default="newest-first", help="in which order")
-    search.add_argument("--limit", type=_limit, metavar="N", help="at most so many messages")
+    search.add_argument("--limit", type=whole_number, metavar="N", help="at most so many messages")
+    _add_expunged(search)
     add_query(search)
     count = add_command(commands, "count", run_count, "print how many messages match")
+    _add_expunged(count)
     add_query(count)
     show = add_command(commands, "show", run_show, "print the messages that match")
     show.add_argument("--format", choices=FORMATS, default="text", help="how to print them")
-    show.add_argument("--limit", type=_limit, metavar="N", help="at most so many messages")
+    show.add_argument("--limit", type=whole_number, metavar="N", help="at most so many messages")
     add_query(show)
 
 
-def _limit(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"not a number of messages: {text}")
-    return int(text)
+def _add_expunged(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--expunged",
+        action="store_true",
+        help="of the messages that were expunged and can still be had back",
+    )
 
 
 def run_count(arguments: argparse.Namespace, root: Path) -> int:
+    from mailfs.store.index import Which
     from mailfs.store.store import Store
 
+    which = Which.EXPUNGED if arguments.expunged else Which.LIVE
     with Store.open(root) as store:
-        print(store.index.count(plan_of(arguments.query)))
+        print(store.index.count(plan_of(arguments.query), which=which))
     return 0
 
 
 def run_search(arguments: argparse.Namespace, root: Path) -> int:
+    from mailfs.store.index import Which
     from mailfs.store.store import Store
 
+    which = Which.EXPUNGED if arguments.expunged else Which.LIVE
     with Store.open(root) as store:
-        docids = store.index.docids(plan_of(arguments.query), arguments.sort, arguments.limit)
-        if arguments.output == "files":
+        docids = store.index.docids(
+            plan_of(arguments.query), arguments.sort, arguments.limit, which=which
+        )
+        if arguments.output == "files" and arguments.expunged:
+            _print_expunged_files(store, docids)
+        elif arguments.output == "files":
             _print_files(store, docids)
         elif arguments.output == "json":
             _print_json(store, docids)
@@ -88,12 +109,12 @@ def _lines(summary: "Summary", output: str) -> list[str]:
     if output == "tags":
         return _words(summary)
     if output == "messages":
-        return [_harmless(f"id:{summary.message_id}")] if summary.message_id else []
+        return [harmless(f"id:{summary.message_id}")] if summary.message_id else []
     day = time.strftime("%Y-%m-%d", time.localtime(summary.date))
     sender = summary.sender.partition("<")[0].strip().strip('"') or summary.sender
     words = " ".join(_words(summary))
     line = f"{summary.docid:>7}  {day}  {sender[:24]:<24}  {summary.subject}  ({words})"
-    return [_harmless(line)]
+    return [harmless(line)]
 
 
 def _print_files(store: "Store", docids: Sequence[Docid]) -> None:
@@ -115,7 +136,24 @@ def _print_files(store: "Store", docids: Sequence[Docid]) -> None:
         flags = tree.facts.flags_of(docid)
         part = "new" if flags & RECENT else "cur"
         for name in tree.names.names(view, docid, flags):
-            print(f"{view.search.name}/{part}/{os.fsdecode(name)}")
+            _print_path(f"{view.search.name}/{part}/{os.fsdecode(name)}")
+
+
+def _print_path(path: str) -> None:
+    """As it is for programs; a client may have put anything into a name."""
+    print(harmless(path) if sys.stdout.isatty() else path)
+
+
+def _print_expunged_files(store: "Store", docids: Sequence[Docid]) -> None:
+    """Paths below the mount point."""
+    from mailfs.errors import NoSuchMessage
+    from mailfs.views.expunged import EXPUNGED_NAME, ExpungedTree
+    from mailfs.views.tree import Tree
+
+    tree = ExpungedTree(Tree(store, {}))
+    for docid in docids:
+        with suppress(NoSuchMessage):  # brought back since it was found
+            print(os.fsdecode(EXPUNGED_NAME + b"/cur/" + tree.message(docid).name))
 
 
 def _print_json(store: "Store", docids: Sequence[Docid]) -> None:
@@ -134,7 +172,7 @@ def _print_json(store: "Store", docids: Sequence[Docid]) -> None:
         }
         for summary in _summaries(store, docids)
     ]
-    print(json.dumps(rows, ensure_ascii=False, indent=1))
+    print(json_text(rows))
 
 
 def run_show(arguments: argparse.Namespace, root: Path) -> int:
@@ -175,12 +213,7 @@ def _as_text(raw: bytes, summary: "Summary") -> str:
         "Attachments": parsed.attachment.replace("\n", ", "),
     }
     head = "\n".join(f"{name}: {value}" for name, value in fields.items() if value)
-    return _harmless(f"{head}\n\n{parsed.body.rstrip()}\n\n")
-
-
-def _harmless(text: str) -> str:
-    """Without the signs a terminal obeys, bidirectional overrides among them: mail must not command it."""
-    return "".join(sign for sign in text if sign in "\n\t" or sign.isprintable())
+    return harmless(f"{head}\n\n{parsed.body.rstrip()}\n\n")
 
 
 def _as_mbox(raw: bytes, summary: "Summary") -> bytes:

@@ -9,16 +9,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple
 
 from mailfs.cli.commands import Commands, Parser, add_command, plan_of
-from mailfs.errors import EX_TEMPFAIL
+from mailfs.errors import EX_TEMPFAIL, ConfigError
 
 if TYPE_CHECKING:
+    from mailfs.store.health import HealthState
+    from mailfs.store.index import Index
     from mailfs.store.layout import Layout
     from mailfs.store.lock import Owner, WriterLock
+    from mailfs.store.upkeep.maintenance import Maintenance
 
 # A mount that is well answers within a millisecond.
 ANSWER_DEADLINE_S = 5.0
@@ -32,10 +36,19 @@ def add_commands(commands: "Commands[Parser]") -> None:
 # --- the command
 
 
+class ExpungedStatus(NamedTuple):
+    """What can still be had back; `first_goes` is the local day on which expire takes the first, None: never."""
+
+    messages: int
+    bytes: int
+    first_goes: str | None
+
+
 class StoreStatus(NamedTuple):
     """What is known without asking any other process. What only a store of this program's format has is None in others.
 
     `waiting_files` lie in cur/ and new/ of views and are to become messages; `spool_files` are these and those in tmp/.
+    `health` is how the disk looks to this process, which has not tried to write; `expunged` is what expire will take.
     """
 
     store: str
@@ -46,6 +59,9 @@ class StoreStatus(NamedTuple):
     holder: "Owner | None"
     waiting_files: int
     spool_files: int
+    health: "HealthState"
+    maintenance: "Maintenance | None"
+    expunged: ExpungedStatus | None
 
 
 class Question(threading.Thread):
@@ -74,8 +90,7 @@ def run_status(arguments: argparse.Namespace, root: Path) -> int:
     questions = _ask_mounts(root, "status.json" if arguments.json else "status")
     if arguments.json:
         mounts = [_as_dict(question) for question in questions]
-        holder = store.holder._asdict() if store.holder is not None else None
-        print(json.dumps(store._asdict() | {"holder": holder, "mounts": mounts}, indent=1))
+        print(json.dumps(_store_dict(store) | {"mounts": mounts}, indent=1))
     else:
         for line in _lines(store):
             print(line)
@@ -86,11 +101,13 @@ def run_status(arguments: argparse.Namespace, root: Path) -> int:
 
 
 def _store_status(layout: "Layout") -> StoreStatus:
+    from mailfs.store.health import Health
     from mailfs.store.index import Index
     from mailfs.store.lock import owner_or_none
     from mailfs.store.schema import FORMAT_VERSION
+    from mailfs.store.upkeep.maintenance import last_maintenance_or_none
 
-    modseq = messages = searches = None
+    modseq = messages = searches = expunged = None
     if layout.version == FORMAT_VERSION:
         index = Index(layout)
         try:
@@ -98,6 +115,7 @@ def _store_status(layout: "Layout") -> StoreStatus:
                 modseq = index.state().modseq
                 messages = index.count(plan_of(["*"]))
                 searches = len(index.searches())
+                expunged = _expunged(layout, index)
         finally:
             index.close()
     files = [path for path in layout.spool.rglob("*") if path.is_file()]
@@ -112,7 +130,40 @@ def _store_status(layout: "Layout") -> StoreStatus:
             path.parent.name in ("cur", "new") and not path.name.startswith(".") for path in files
         ),
         spool_files=len(files),
+        health=Health(layout).state(),
+        maintenance=last_maintenance_or_none(layout),
+        expunged=expunged,
     )
+
+
+def _expunged(layout: "Layout", index: "Index") -> ExpungedStatus:
+    from mailfs.search.dates import moment_ago
+    from mailfs.store.config import Config, read_config
+    from mailfs.store.upkeep.expire import expunged_by_time
+
+    try:
+        age = read_config(layout).expire
+    except ConfigError:
+        age = Config().expire  # `mount` tells of it
+    found, now_s, first_goes = expunged_by_time(index), time.time(), None
+    if found and age is not None:
+        goes_s = max(now_s, found[0].expunged + now_s - moment_ago(age, now_s))
+        first_goes = time.strftime("%Y-%m-%d", time.localtime(goes_s))
+    return ExpungedStatus(
+        sum(each.messages for each in found), sum(each.size for each in found), first_goes
+    )
+
+
+def _store_dict(store: StoreStatus) -> dict[str, object]:
+    parts = (store.holder, store.health, store.expunged)
+    holder, health, expunged = (None if part is None else part._asdict() for part in parts)
+    last = None if store.maintenance is None else asdict(store.maintenance)
+    return store._asdict() | {
+        "holder": holder,
+        "health": health,
+        "expunged": expunged,
+        "maintenance": last,
+    }
 
 
 def _ask_mounts(root: Path, name: str) -> list[Question]:
@@ -154,6 +205,10 @@ def _as_text(question: Question) -> str:
 
 
 def _lines(status: StoreStatus) -> Iterator[str]:
+    from mailfs.store.health import health_text
+    from mailfs.store.sizes import size_text
+    from mailfs.store.upkeep.maintenance import maintenance_text
+
     yield f"store      {status.store}, format {status.format}"
     if status.messages is None:
         yield "messages   not counted: the next command brings the store to the format of today"
@@ -162,6 +217,12 @@ def _lines(status: StoreStatus) -> Iterator[str]:
             f"messages   {status.messages}, modseq {status.modseq}, "
             f"{status.searches} saved searches"
         )
+    if status.expunged is not None and status.expunged.messages:
+        found = status.expunged
+        goes = "they stay" if found.first_goes is None else f"the first goes on {found.first_goes}"
+        yield f"expunged   {found.messages} messages, {size_text(found.bytes)}; {goes}"
+    yield f"health     {health_text(status.health)}"
+    yield f"maintained {maintenance_text(status.maintenance)}"
     yield f"writing    {status.holder or 'nobody'}"
     if status.spool_files:
         yield (

@@ -1,4 +1,4 @@
-"""mailfs tag, mailfs expunge: what is done to all messages that match, in slices, so that nobody waits long."""
+"""mailfs tag, expunge, undelete: what is done to all messages that match, in slices, so that nobody waits long."""
 
 import argparse
 import time
@@ -21,15 +21,14 @@ from mailfs.message.keywords import (
 )
 
 if TYPE_CHECKING:
+    from mailfs.store.journal import Operation
     from mailfs.store.store import Store
     from mailfs.store.transaction import Transaction
 
-# The lock is let go after this long, as by an import, so that a flag changed meanwhile does not wait longer; and after so
-# many messages, so that mounts follow while others are served.
-SLICE_S = 0.08
+# The lock is let go after so many messages, too, so that mounts follow while others are served.
 SLICE_MESSAGES = 1000
 
-# Changes one live message; False where nothing changed.
+# Changes one message; False where nothing changed.
 Edit = Callable[["Transaction", Docid], bool]
 
 
@@ -48,9 +47,15 @@ def add_commands(commands: "Commands[Parser]") -> None:
         "--dry-run", action="store_true", help="only say how many would be expunged"
     )
     add_query(expunge)
+    undelete = add_command(commands, "undelete", run_undelete, "bring expunged messages back")
+    undelete.add_argument(
+        "--dry-run", action="store_true", help="only say how many would be brought back"
+    )
+    add_query(undelete)
 
 
 def run_tag(arguments: argparse.Namespace, root: Path) -> int:
+    from mailfs.store.journal import Operation
     from mailfs.store.store import Store
 
     add, remove, query = split_tag_words(arguments.words)
@@ -64,7 +69,8 @@ def run_tag(arguments: argparse.Namespace, root: Path) -> int:
         return transaction.edit_keywords(docid, add_keywords, remove_keywords) or is_changed
 
     with Store.open(root) as store:
-        edit_matching(store, query, "tag", edit)
+        signs = (*(f"+{word}" for word in add), *(f"-{word}" for word in remove))
+        edit_matching(store, query, Operation(f"tag {' '.join(signs)}"), edit)
     return 0
 
 
@@ -90,22 +96,50 @@ def split_tag_words(words: list[str]) -> tuple[list[Keyword], list[Keyword], lis
 
 
 def run_expunge(arguments: argparse.Namespace, root: Path) -> int:
+    from mailfs.store.journal import Operation
     from mailfs.store.store import Store
-
-    def edit(transaction: "Transaction", docid: Docid) -> bool:
-        transaction.expunge(docid)
-        return True
 
     with Store.open(root) as store:
         if arguments.dry_run:
             print(f"{store.index.count(plan_of(arguments.query))} would be expunged")
         else:
-            print(f"{edit_matching(store, arguments.query, 'expunge', edit)} expunged")
+            count = edit_matching(
+                store, arguments.query, Operation("expunge"), lambda tx, docid: tx.expunge(docid)
+            )
+            print(f"{count} expunged")
     return 0
 
 
-def edit_matching(store: "Store", words: list[str], purpose: str, edit: Edit) -> int:
-    """Edit the messages that match now, durably, in a transaction a slice; how many were changed.
+def run_undelete(arguments: argparse.Namespace, root: Path) -> int:
+    from mailfs.store.index import Which
+    from mailfs.store.journal import Operation
+    from mailfs.store.store import Store
+
+    with Store.open(root) as store:
+        if arguments.dry_run:
+            count = store.index.count(plan_of(arguments.query), which=Which.EXPUNGED)
+            print(f"{count} would be brought back")
+        else:
+            count = edit_matching(
+                store,
+                arguments.query,
+                Operation("undelete"),
+                lambda tx, docid: tx.undelete(docid),
+                is_expunged=True,
+            )
+            print(f"{count} brought back")
+    return 0
+
+
+def edit_matching(
+    store: "Store",
+    words: list[str],
+    operation: "Operation",
+    edit: Edit,
+    *,
+    is_expunged: bool = False,
+) -> int:
+    """Edit the live messages that match now, or the expunged ones, durably, in a transaction a slice; how many were changed.
 
     One that somebody else changes between two slices is asked again when its turn comes. Those edited already are
     not: `-todo` on the first message of a thread must not keep the rest of `thread:{tag:todo}` as it was. Raises
@@ -113,14 +147,19 @@ def edit_matching(store: "Store", words: list[str], purpose: str, edit: Edit) ->
     """
     from mailfs.search.plan import plan
     from mailfs.search.query import parse_query
+    from mailfs.store.index import Which
+    from mailfs.store.writer import SLICE_S
 
     query = parse_query(" ".join(words))
+    which = Which.EXPUNGED if is_expunged else Which.LIVE
     seen = store.index.state().modseq
-    docids = store.index.docids(plan(query, time.time()))
+    docids = store.index.docids(plan(query, time.time()), which=which)
     changed_by_others: set[Docid] = set()
     position = count = 0
     while position < len(docids):
-        with store.writer.transaction(purpose, durable=False) as transaction:
+        with store.writer.transaction(
+            operation.reason.split()[0], durable=False, operation=operation
+        ) as transaction:
             give_up = time.monotonic() + SLICE_S
             before = Modseq(transaction.modseq - 1)
             if before != seen:
@@ -128,7 +167,8 @@ def edit_matching(store: "Store", words: list[str], purpose: str, edit: Edit) ->
             for docid in islice(docids, position, position + SLICE_MESSAGES):
                 position += 1
                 if docid not in changed_by_others or (
-                    transaction.is_live(docid) and transaction.matches(query, docid)
+                    _is_so(transaction, docid, is_expunged=is_expunged)
+                    and transaction.matches(query, docid)
                 ):
                     count += edit(transaction, docid)
                 if time.monotonic() >= give_up:
@@ -136,3 +176,9 @@ def edit_matching(store: "Store", words: list[str], purpose: str, edit: Edit) ->
             seen = transaction.modseq if transaction.changed else before
     store.writer.sync()
     return count
+
+
+def _is_so(transaction: "Transaction", docid: Docid, *, is_expunged: bool) -> bool:
+    """Whether a message is still there, live or expunged as asked."""
+    state = transaction.state_or_none(docid)
+    return state is not None and bool(state[1]) == is_expunged

@@ -14,6 +14,7 @@ from mailfs.errors import Busy, MailfsError, NotFound
 from mailfs.fuse.problems import Problems
 from mailfs.fuse.requests import Requests
 from mailfs.ids import Docid, SearchId
+from mailfs.store.journal import Actor
 from mailfs.views.announce import Announcements, Place
 from mailfs.views.arrivals import Arrival, commit_arrival
 from mailfs.views.edits import (
@@ -311,12 +312,16 @@ class Changes:
         if edit.replaced is not None:
             self.publish(other_names(self.tree, edit.replaced.docid))
 
-    async def edit(self, edit: Edit | SearchEdit) -> None:
-        """Commit an edit and show it. Without waiting when the writer lock is free, which it nearly always is."""
+    async def edit(self, edit: Edit | SearchEdit, actor: Actor | None = None) -> None:
+        """Commit an edit and show it. Without waiting when the writer lock is free, which it nearly always is.
+
+        `actor` is who asked for it, where that is not the client whose request is being answered.
+        """
+        actor = actor or self.requests.actor_or_none()
         try:
-            commit(self.tree.store, edit, 0)
+            commit(self.tree.store, edit, 0, actor=actor)
         except Busy:
-            work = functools.partial(commit, self.tree.store, edit)
+            work = functools.partial(commit, self.tree.store, edit, actor=actor)
             await self.requests.commit(work, self.edit_deadline_s)
         if isinstance(edit, RenamedSearches):
             self.tree.move_folders(edit.path, edit.new_path)
@@ -326,9 +331,12 @@ class Changes:
         else:
             self._show(None)
 
-    async def arrive(self, arrival: Arrival, deadline_s: float | None = None) -> Docid:
-        """Commit an arrival and show it. Durable ones wait for the disk, in a thread."""
-        work = functools.partial(commit_arrival, self.tree.store, arrival)
+    async def arrive(
+        self, arrival: Arrival, deadline_s: float | None = None, actor: Actor | None = None
+    ) -> Docid:
+        """Commit an arrival and show it. Durable ones wait for the disk, in a thread. `actor` as for edit."""
+        actor = actor or self.requests.actor_or_none()
+        work = functools.partial(commit_arrival, self.tree.store, arrival, actor=actor)
         if deadline_s is None:
             deadline_s = self.edit_deadline_s
         docid = await self.requests.commit(work, deadline_s)

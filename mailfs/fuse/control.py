@@ -19,6 +19,7 @@ from pyfuse3 import EntryAttributes, FileInfo
 from mailfs.errors import EditRefused, NotFound
 from mailfs.fuse.changes import Changes
 from mailfs.fuse.problems import errors_content
+from mailfs.store.journal import Actor
 from mailfs.views.control import (
     ROOT,
     Control,
@@ -51,11 +52,12 @@ class Status(Protocol):
 
 @dataclass(slots=True)
 class _FileHandle:
-    """An open file: what it says, and where the next write goes."""
+    """An open file: what it says, where the next write goes, and who opened it."""
 
     node: Control
     content: bytes
     is_appending: bool = False
+    opener: Actor | None = None
 
 
 @dataclass(slots=True)
@@ -181,9 +183,12 @@ class ControlFiles:
         is_written = bool(flags & (os.O_ACCMODE | os.O_TRUNC))
         if is_written and node.kind != ControlKind.QUERY:
             self._refuse(f"{node.title} cannot be written")
+        # A write does not say whose it is.
+        opener = self._changes.requests.actor_or_none() if is_written else None
         content = b"" if flags & os.O_TRUNC else await self._content(node)
         fh = self._next_fh()
-        self._files[fh] = _FileHandle(node, content, is_appending=bool(flags & os.O_APPEND))
+        is_appending = bool(flags & os.O_APPEND)
+        self._files[fh] = _FileHandle(node, content, is_appending, opener)
         self._info.fh = fh
         return self._info
 
@@ -243,7 +248,7 @@ class ControlFiles:
             raise NotFound("the search was forgotten")
         edit = plan_query(search, query_of_content(content))
         if edit is not None:
-            await self._changes.edit(edit)
+            await self._changes.edit(edit, handle.opener)
         handle.content = content
         return len(data)
 

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import trio
 
-from mailfs.errors import Busy, MailfsError, StoreError
+from mailfs.errors import Busy, MailfsError, StoreError, Unhealthy
+from mailfs.fuse.logfile import limit_log
 from mailfs.fuse.operations import Operations
+from mailfs.fuse.upkeep import Upkeep
 from mailfs.store.config import Config
 from mailfs.store.feed import Feed
 from mailfs.store.store import Store
@@ -24,6 +26,7 @@ TICK_S = 1.0
 IDLE_S = 5.0
 # So long the timer takes in files that waited, before it looks after other things.
 TAKE_IN_S = 1.0
+LOG_CHECK_S = 60.0
 
 
 class Duties:
@@ -35,6 +38,8 @@ class Duties:
         operations: Operations,
         mountpoint: Path,
         let_another_read: Callable[[], None],
+        maintain_command: tuple[str, ...] = (),
+        log_path: Path | None = None,
     ) -> None:
         self._store = store
         self._mountpoint = mountpoint
@@ -43,6 +48,10 @@ class Duties:
         self._let_another_read = let_another_read
         self._sync_s = 0.0
         self._is_echo_wanted = False
+        self.upkeep = Upkeep(store, operations.tree, operations.known, maintain_command)
+        self._log_path = log_path
+        self._log_checked_s = 0.0
+        self._unhealthy: str | None = None
         self._is_deaf = False  # nobody says when the store changes
         self._is_dozing = False
 
@@ -53,6 +62,8 @@ class Duties:
         self._sync_s = config.sync_s
         self._is_echo_wanted = config.echo
         self._use_echo()
+        self._store.writer.health.reserve_bytes = config.reserve_bytes
+        self.upkeep.apply(config)
 
     def _use_echo(self) -> None:
         is_echoing = self._operations.echo.is_usable and self._is_echo_wanted
@@ -105,6 +116,10 @@ class Duties:
                 changes.forget_stale_names,
                 changes.settle_letters,
                 self._take_in,
+                self._forget_packs,
+                self._look_at_health,
+                self._limit_log,
+                self._forget_removed_packs,
             ):
                 await self._attempt(duty)
             if changes.is_dirty and trio.current_time() - synced_s >= self._sync_s:
@@ -133,6 +148,33 @@ class Duties:
     async def _take_in(self) -> None:
         await self._operations.ordinary.take_in_waiting(TAKE_IN_S)
 
+    async def _forget_packs(self) -> None:
+        """Give back the room of packs that were compacted."""
+        self._store.packs.forget_removed()
+
+    async def _look_at_health(self) -> None:
+        """Say once that the store cannot be written, and once that it can."""
+        before = self._unhealthy
+        self._unhealthy = self._store.writer.health.unhealthy_reason()
+        if self._unhealthy == before:
+            return
+        if self._unhealthy is None:
+            log.info("the store can be written again")
+        else:
+            log.warning("changes are refused: %s; all can be read", self._unhealthy)
+            self._changes.problems.add("store", self._unhealthy)
+
+    async def _forget_removed_packs(self) -> None:
+        """Else the disk does not get back what another process has compacted."""
+        self._store.packs.forget_removed()
+
+    async def _limit_log(self) -> None:
+        now_s = trio.current_time()
+        if self._log_path is not None and now_s - self._log_checked_s > LOG_CHECK_S:
+            self._log_checked_s = now_s
+            with contextlib.suppress(OSError):  # then it grows, as before
+                limit_log(self._log_path)
+
     async def _sync(self) -> None:
         try:
             await trio.to_thread.run_sync(self._store.writer.sync)
@@ -146,6 +188,8 @@ class Duties:
             await work()
         except Busy:
             log.debug("put off: the store is busy")
+        except Unhealthy as error:
+            log.debug("put off: %s", error)
         except MailfsError as error:
             log.warning("%s", error)
         except Exception:  # as in the handlers

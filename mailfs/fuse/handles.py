@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from mailfs.fuse.requests import Requests
 from mailfs.ids import Docid, Fh, Ino
-from mailfs.store.packs import Location, PackReader
 from mailfs.store.records import Chain
+from mailfs.store.store import Store
 from mailfs.views.files import FileEntry, Place
 from mailfs.views.tree import Directory, Entry
 
@@ -19,30 +19,31 @@ class MessageHandle:
     ino: Ino
     # Opened right behind the one before it in the view that was listed last.
     is_in_order: bool = False
-    location: Location | None = None
     raw: bytes | None = None
     chain: Chain | None = None
     frame_number: int = -1
     frame: bytes = b""
     opener: int = 0
 
-    def read(self, packs: PackReader, location: Location, offset: int, length: int) -> bytes:
-        """Bytes from `offset`, fewer at the end. Raises Corrupt."""
+    def read(self, store: Store, offset: int, length: int) -> bytes:
+        """Bytes from `offset`, fewer at the end. Raises Corrupt; NoSuchMessage when it was reclaimed before the first READ."""
         if self.raw is None and self.chain is None:
-            self.chain = packs.chain_or_none(location)
-            if self.chain is None:
-                self.raw = packs.load(location)
+            found = store.read(self.docid, store.packs.open_message)
+            if isinstance(found, Chain):
+                self.chain = found
+            else:
+                self.raw = found
         if self.raw is not None:
             return self.raw[offset : offset + length]
-        return self._read_chain(offset, min(length, location.raw - offset))
-
-    def _read_chain(self, offset: int, length: int) -> bytes:
         assert self.chain is not None
+        return self._read_chain(self.chain, offset, min(length, self.chain.raw_bytes - offset))
+
+    def _read_chain(self, chain: Chain, offset: int, length: int) -> bytes:
         pieces = []
         while length > 0:
-            number, within = divmod(offset, self.chain.frame_bytes)
+            number, within = divmod(offset, chain.frame_bytes)
             if number != self.frame_number:
-                self.frame = self.chain.frame(number)
+                self.frame = chain.frame(number)
                 self.frame_number = number
             piece = self.frame[within : within + length]
             pieces.append(piece)
@@ -53,10 +54,14 @@ class MessageHandle:
 
 @dataclass(slots=True)
 class FileHandle:
-    """An open ordinary file. `is_sealed`: it has become a message since, which nobody can change."""
+    """An open ordinary file.
+
+    `is_mail`: it is to become a message. `is_sealed`: it has become one since, which nobody can change.
+    """
 
     ino: Ino
     fd: int
+    is_mail: bool
     is_sealed: bool = False
     opener: int = 0
 

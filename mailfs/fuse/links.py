@@ -15,7 +15,7 @@ from mailfs.fuse.answers import Answers
 from mailfs.fuse.changes import Changes
 from mailfs.fuse.ordinary import OrdinaryFiles, is_hidden
 from mailfs.ids import Docid, Ino
-from mailfs.views.arrivals import plan_arrival, plan_link
+from mailfs.views.arrivals import StoredMessage, plan_arrival, plan_link
 from mailfs.views.files import is_file_ino
 from mailfs.views.tree import Alias, Directory, Kind, docid_of_or_none
 
@@ -30,9 +30,12 @@ class Links:
         self._answers = answers
 
     async def link(
-        self, inode: int, new_parent: int, new_name: bytes
+        self, inode: int, new_parent: int, new_name: bytes, *, is_undeleted: bool
     ) -> EntryAttributes | Directory:
-        """The new name's attributes; or, where it is an entry of a view now, the folder it is in."""
+        """The new name's attributes; or, where it is an entry of a view now, the folder it is in.
+
+        `is_undeleted`: a message that is expunged comes back.
+        """
         docid = docid_of_or_none(inode)
         if docid is None and is_file_ino(new_parent):
             return self._ordinary.link(inode, new_parent, new_name)
@@ -57,9 +60,8 @@ class Links:
             docid = await self._link_file(Ino(inode), directory, new_name)
         else:
             is_held = docid in self._tree.aliases.values()
-            await self._changes.arrive(
-                plan_link(self._tree, docid, directory, new_name, is_revived=is_held)
-            )
+            source = StoredMessage(docid, is_revived=is_held, is_undeleted=is_undeleted)
+            await self._changes.arrive(plan_link(self._tree, source, directory, new_name))
         self._tree.remember_written(directory, new_name, docid)
         self._changes.told(docid, made=(directory, new_name))
         return directory

@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -21,7 +22,7 @@ import trio
 from mailfs.errors import Busy, ConfigError, MailfsError, MountError, StoreError
 from mailfs.fuse.drain import Drain, in_thread
 from mailfs.fuse.duties import TAKE_IN_S, Duties
-from mailfs.fuse.mounts import run_fusermount, write_record
+from mailfs.fuse.mounts import record_path, run_fusermount, write_record
 from mailfs.fuse.operations import Operations
 from mailfs.fuse.requests import MAX_COMMITS, Requests
 from mailfs.fuse.status import DaemonStatus, daemon_status
@@ -45,6 +46,7 @@ class MountOptions(NamedTuple):
     """How to mount. `ready_fd` is closed after one byte when the mount can be used; `options` go to libfuse.
 
     `notify_socket` is where a service manager listens, see systemd.py. `terminal_fd` is the terminal the mount ends with.
+    `maintain_command` starts maintenance, see upkeep.py. `log_path` is where the log is kept short, see logfile.py.
     """
 
     mountpoint: Path
@@ -54,6 +56,8 @@ class MountOptions(NamedTuple):
     config: Config = Config()
     notify_socket: str | None = None
     terminal_fd: int | None = None
+    maintain_command: tuple[str, ...] = ()
+    log_path: Path | None = None
 
 
 class Session:
@@ -62,6 +66,9 @@ class Session:
     def __init__(self, store: Store, options: MountOptions) -> None:
         self._store = store
         self._options = options
+        # Each file that a client has open beside the messages takes one: all that the system grants.
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         self._tree = self._make_tree()
         for name, problem in self._tree.problems.items():
             log.warning("the search %s is not shown: %s", name, problem)
@@ -76,7 +83,14 @@ class Session:
             let_another_read = _nothing
             requests = Requests(in_thread, let_another_read, lock_path)
         self._operations = Operations(self._tree, requests, self._status)
-        self._duties = Duties(store, self._operations, options.mountpoint, let_another_read)
+        self._duties = Duties(
+            store,
+            self._operations,
+            options.mountpoint,
+            let_another_read,
+            options.maintain_command,
+            options.log_path,
+        )
         self._operations.ordinary.find_waiting()
         self._manager = ServiceManager(options.notify_socket)
         self._apply(options.config)
@@ -107,7 +121,7 @@ class Session:
 
     def run(self) -> None:
         """Mount, serve, and return when unmounted. Raises MountError."""
-        record = write_record(self._store.layout, self._options.mountpoint)
+        record = self._write_record()
         try:
             try:
                 self._init()
@@ -121,7 +135,16 @@ class Session:
                 raise
             self._close()
         finally:
-            record.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the next to look sees that its process has ended
+                record.unlink(missing_ok=True)
+
+    def _write_record(self) -> Path:
+        try:
+            return write_record(self._store.layout, self._options.mountpoint)
+        except OSError as error:
+            # Nothing can be written there, and all can be read.
+            log.warning("`umount` will not wait for this mount: %s", error.strerror)
+            return record_path(self._store.layout, os.getpid())
 
     def _init(self) -> None:
         fuse_options = {
@@ -148,14 +171,15 @@ class Session:
         async with trio.open_nursery() as nursery:
             await nursery.start(self._handle_signals)
             duties = self._duties
-            for duty in (duties.follow, duties.tell, duties.load, duties.tick):
+            upkeep = (duties.upkeep.maintain, duties.upkeep.watch_memory)
+            for duty in (duties.follow, duties.tell, duties.load, duties.tick, *upkeep):
                 nursery.start_soon(duty)
             self._report_ready()
             await pyfuse3.main(1, _MAX_TASKS)
             nursery.cancel_scope.cancel()
         self._manager.stopping(f"unmounted {self._options.mountpoint}")
         # Closes that were still on their way: nobody has these files open any more.
-        self._operations.ordinary.find_waiting()
+        self._operations.ordinary.find_waiting(is_end=True)
         await self._operations.ordinary.take_in_waiting(GRACE_S)
 
     def _report_ready(self) -> None:
@@ -207,7 +231,11 @@ class Session:
 
     def _status(self) -> DaemonStatus:
         return daemon_status(
-            self._operations, self._options.mountpoint, self._since_s, self._operations.echo.counts
+            self._operations,
+            self._duties.upkeep,
+            self._options.mountpoint,
+            self._since_s,
+            self._operations.echo.counts,
         )
 
     def _make_tree(self) -> Tree:

@@ -117,7 +117,8 @@ def living_records(store: Path) -> dict[int, Path]:
         if not path.name.isdigit():
             continue
         if not _is_alive(int(path.name)):
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a disk that is read-only
+                path.unlink(missing_ok=True)
             continue
         with contextlib.suppress(FileNotFoundError):  # it has ended just now
             where = path.read_bytes()

@@ -18,11 +18,12 @@ from typing import Concatenate, ParamSpec, TypeVar
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext
 
-from mailfs.errors import EditRefused, MailfsError, NotFound
+from mailfs.errors import EditRefused, MailfsError, NotFound, storage_error
 from mailfs.fuse.answers import Answers
 from mailfs.fuse.changes import Changes
 from mailfs.fuse.control import ControlFiles, Status
 from mailfs.fuse.echo import Echo, KnownDirectories
+from mailfs.fuse.expunged import ExpungedFiles
 from mailfs.fuse.handles import DirectoryHandle, Handles, MessageHandle
 from mailfs.fuse.links import Links
 from mailfs.fuse.listings import Listings
@@ -34,6 +35,7 @@ from mailfs.store.records import FRAME_BYTES
 from mailfs.views.announce import Announcements
 from mailfs.views.control import is_control_ino, is_control_name
 from mailfs.views.edits import plan_unlink
+from mailfs.views.expunged import is_expunged_ino, is_expunged_name
 from mailfs.views.files import is_file_ino
 from mailfs.views.searches import plan_mkdir, plan_remove_part, plan_rmdir
 from mailfs.views.tree import (
@@ -78,7 +80,7 @@ def handler(
         except OSError as error:
             # Of an ordinary file: what the real file system says, as on any disk.
             if error.errno in _STORAGE_ERRORS:
-                log.warning("%s: %s", name, error)
+                self.changes.explain(name, storage_error(error, "a file beside the messages"))
             raise FUSEError(error.errno or errno.EIO) from None
         except Exception:  # the last line of defence: one client's trouble never ends the mount
             log.exception("%s failed", name)
@@ -111,12 +113,18 @@ class Operations(pyfuse3.Operations):
         self._links = Links(self.changes, self.ordinary, self._answers)
         self._renames = Renames(self.changes, self.ordinary)
         self.control = ControlFiles(self.changes, status)
+        self.expunged = ExpungedFiles(self.changes, self._answers)
         # Messages whose pages were put into the kernel, until it forgets the inode.
         self._stored: set[int] = set()
         # What a client that opens messages in the order of the last listing will open next.
         self._next_docid: Docid | None = None
         # One object, filled anew for every answer: pyfuse3 copies it before the next await.
         self._file_info = FileInfo(keep_cache=True)
+
+    def _check_ordinary(self, parent: int, name: bytes) -> None:
+        """Raises EditRefused where nothing can be made, moved or removed."""
+        self.control.check_outside(parent, name)
+        self.expunged.check_outside(parent, name)
 
     def _directory_answer(self, directory: Directory) -> EntryAttributes:
         return self._answers.attributes(self.tree.directory_attributes(directory))
@@ -155,8 +163,8 @@ class Operations(pyfuse3.Operations):
                 return answer
         if self.echo.is_probe(name, ctx):
             raise NotFound("nobody has this name")
-        if is_control_name(parent_inode, name):
-            return self.control.lookup(parent_inode, name)
+        if is_control_name(parent_inode, name) or is_expunged_name(parent_inode, name):
+            return self._own_answer(Ino(parent_inode), name)
         if not is_file_ino(parent_inode):
             directory = self.changes.directory(parent_inode)
             child = self.tree.child_or_none(directory, name)
@@ -172,6 +180,12 @@ class Operations(pyfuse3.Operations):
         if found is None:
             raise NotFound(f"no entry {name!r}")
         return self.ordinary.answer(found)
+
+    def _own_answer(self, parent: Ino, name: bytes) -> EntryAttributes:
+        """Of something that is neither mail in a view nor a client's. Raises NotFound."""
+        if is_control_name(parent, name):
+            return self.control.lookup(parent, name)
+        return self.expunged.lookup(parent, name)
 
     def _entry_answer(
         self, directory: Directory, name: bytes, ctx: RequestContext
@@ -209,9 +223,13 @@ class Operations(pyfuse3.Operations):
                 return self.echo.attributes_before_removal(docid)
             if is_held:
                 return self._answers.attributes(self.tree.held_attributes(docid))
-            return self._answers.attributes(self.tree.message_attributes(docid))
+            return self.expunged.message_attributes_or_none(docid) or self._answers.attributes(
+                self.tree.message_attributes(docid)
+            )
         if is_control_ino(inode):
             return self.control.attributes(inode)
+        if is_expunged_ino(inode):
+            return self.expunged.attributes(Ino(inode))
         directory = self.tree.directory(inode)
         if directory.kind == Kind.CUR and directory.view is not None:
             directory.view.use()
@@ -234,6 +252,8 @@ class Operations(pyfuse3.Operations):
             return self.ordinary.set_attributes(inode, attr, fields, fh)
         if is_control_ino(inode):
             return self.control.set_attributes(inode, attr, fields, fh)
+        if is_expunged_ino(inode):
+            return self.expunged.attributes(Ino(inode))
         docid = docid_of_or_none(inode)
         if docid is None:
             return self._directory_answer(self.tree.directory(inode))
@@ -253,12 +273,14 @@ class Operations(pyfuse3.Operations):
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """Messages and views need no lookup counts: every inode number can be made a node again."""
         for inode, count in inode_list:
+            docid = docid_of_or_none(inode)
             if is_file_ino(inode):
                 self.ordinary.forget(inode, count)
-            elif docid_of_or_none(inode) is None:
+            elif docid is None:
                 self.known.forget(inode, count)
             else:
                 self._stored.discard(inode)
+                self.expunged.forget(docid)
 
     # --- directories
 
@@ -268,6 +290,8 @@ class Operations(pyfuse3.Operations):
             return self.handles.open_directory(DirectoryHandle(None, Ino(inode)))
         if is_control_ino(inode):
             return self.control.open_directory(inode)
+        if is_expunged_ino(inode):
+            return self.expunged.open_directory(Ino(inode))
         directory = self.changes.directory(inode)
         view = directory.view
         if view is not None and directory.holds_messages:
@@ -285,6 +309,9 @@ class Operations(pyfuse3.Operations):
         if self.control.is_directory(fh):
             self.control.close_directory(fh)
             return
+        if self.expunged.is_directory(fh):
+            self.expunged.close_directory(fh)
+            return
         directory = self.handles.close_directory(Fh(fh)).directory
         if directory is not None and directory.view is not None and directory.holds_messages:
             directory.view.open_handles -= 1
@@ -294,6 +321,9 @@ class Operations(pyfuse3.Operations):
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         if self.control.is_directory(fh):
             self.control.list(fh, start_id, token)
+            return
+        if self.expunged.is_directory(fh):
+            self.expunged.list(fh, start_id, token)
             return
         self._listings.reply(self.handles.directories[Fh(fh)], start_id, token)
 
@@ -324,7 +354,7 @@ class Operations(pyfuse3.Operations):
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        self.control.check_outside(parent_inode, name)
+        self._check_ordinary(parent_inode, name)
         await self.ordinary.settle(parent_inode, name)
         return self.ordinary.create(parent_inode, name, flags, mode)
 
@@ -337,9 +367,8 @@ class Operations(pyfuse3.Operations):
         ino = message_ino(docid)
         if ino in self._stored or ino in self.handles.open_counts:
             return
-        location = self.tree.store.index.location(docid)
-        if 0 < location.raw <= _STORE_BYTES:
-            pyfuse3.notify_store(ino, 0, self.tree.store.packs.load(location))
+        if 0 < self.tree.store.index.location(docid).raw <= _STORE_BYTES:
+            pyfuse3.notify_store(ino, 0, self.tree.store.load(docid))
             self._stored.add(ino)
 
     @handler
@@ -349,9 +378,7 @@ class Operations(pyfuse3.Operations):
             return self.control.read(fh, off, size)
         if handle is None:
             return self.ordinary.read(self.handles.file(fh), off, size)
-        if handle.location is None:
-            handle.location = self.tree.store.index.location(handle.docid)
-        return handle.read(self.tree.store.packs, handle.location, off, size)
+        return handle.read(self.tree.store, off, size)
 
     @handler
     async def write(self, fh: int, off: int, buf: bytes) -> int:
@@ -384,14 +411,14 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         if self.echo.is_asking(ctx):
             return self.echo.make((Ino(parent_inode), name))
-        self.control.check_outside(parent_inode, name)
+        self._check_ordinary(parent_inode, name)
         return self.ordinary.mknod(parent_inode, name, mode)
 
     @handler
     async def symlink(
         self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext
     ) -> EntryAttributes:
-        self.control.check_outside(parent_inode, name)
+        self._check_ordinary(parent_inode, name)
         return self.ordinary.symlink(parent_inode, name, target)
 
     @handler
@@ -402,10 +429,12 @@ class Operations(pyfuse3.Operations):
     async def link(
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext
     ) -> EntryAttributes:
-        self.control.check_outside(new_parent_inode, new_name)
-        self.control.check_outside(inode, b"")
+        self._check_ordinary(new_parent_inode, new_name)
+        self._check_ordinary(inode, b"")
         await self.ordinary.settle_ino(inode)
-        made = await self._links.link(inode, new_parent_inode, new_name)
+        docid = docid_of_or_none(inode)
+        is_expunged = docid is not None and self.expunged.is_shown(docid)
+        made = await self._links.link(inode, new_parent_inode, new_name, is_undeleted=is_expunged)
         if isinstance(made, EntryAttributes):
             return made
         return self._message_answer(made, new_name)
@@ -420,7 +449,7 @@ class Operations(pyfuse3.Operations):
             return answer
         if is_file_ino(parent_inode):
             return self.ordinary.mkdir(parent_inode, name, mode)
-        self.control.check_outside(parent_inode, name)
+        self._check_ordinary(parent_inode, name)
         directory = self.changes.directory(parent_inode)
         view = directory.view
         making = None if view is None else view.making
@@ -456,8 +485,12 @@ class Operations(pyfuse3.Operations):
         if self.echo.is_asking(ctx):
             self.echo.move((Ino(parent_inode_old), name_old), (Ino(parent_inode_new), name_new))
             return
-        self.control.check_outside(parent_inode_old, name_old)
-        self.control.check_outside(parent_inode_new, name_new)
+        self._check_ordinary(parent_inode_new, name_new)
+        if is_expunged_ino(parent_inode_old):
+            docid = self.expunged.find(Ino(parent_inode_old), name_old)
+            await self._renames.undelete(docid, parent_inode_new, name_new, flags)
+            return
+        self._check_ordinary(parent_inode_old, name_old)
         await self.ordinary.settle(parent_inode_old, name_old)
         await self._renames.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
 
@@ -466,7 +499,7 @@ class Operations(pyfuse3.Operations):
         if self.echo.is_asking(ctx):
             self.echo.remove((Ino(parent_inode), name))
             return
-        self.control.check_outside(parent_inode, name)
+        self._check_ordinary(parent_inode, name)
         await self.ordinary.settle(parent_inode, name)
         if not is_file_ino(parent_inode):
             directory = self.changes.directory(parent_inode)
@@ -490,7 +523,7 @@ class Operations(pyfuse3.Operations):
         if is_file_ino(parent_inode):
             self.ordinary.rmdir(parent_inode, name)
             return
-        self.control.check_outside(parent_inode, name)
+        self._check_ordinary(parent_inode, name)
         directory = self.changes.directory(parent_inode)
         child = self.tree.child_or_none(directory, name)
         if child is None:
@@ -518,7 +551,7 @@ class Operations(pyfuse3.Operations):
     @handler
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         await self.changes.sync()
-        if self.control.is_directory(fh):
+        if self.control.is_directory(fh) or self.expunged.is_directory(fh):
             return
         handle = self.handles.directories[Fh(fh)]
         await self.changes.sync_folder(self.ordinary.files.folder(handle.place))

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import logging
 import os
+import resource
 import stat
 import time
 
@@ -15,24 +16,28 @@ import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileInfo
 
-from mailfs.errors import Busy, EditRefused, MailfsError, NotFound
+from mailfs.errors import Busy, EditRefused, MailfsError, NoDescriptors, NotFound
 from mailfs.fuse.answers import Answers
 from mailfs.fuse.changes import Changes
 from mailfs.fuse.handles import FileHandle, Handles
 from mailfs.ids import Docid, Fh, Ino
 from mailfs.message.maildir import split_name
+from mailfs.store.journal import Actor
 from mailfs.store.lock import hold_for_writing, is_held_for_writing
 from mailfs.views.arrivals import Arrival, SpooledFile, plan_arrival
 from mailfs.views.edits import check_base
-from mailfs.views.files import FileAttributes, Place, is_file_ino
+from mailfs.views.files import FileAttributes, FileEntry, Place, is_file_ino
 from mailfs.views.letters import KEYWORDS_FILE
-from mailfs.views.tree import Alias, Kind
+from mailfs.views.tree import Alias, Directory, Kind
+from mailfs.views.whole import is_whole, note_whole
 
 log = logging.getLogger(__name__)
 
 # Nobody waits for a file to be taken in, and the kernel has few requests under way that nobody waits for: those that
 # close files, which take them in, and those that read ahead.
 _TAKE_IN_DEADLINE_S = 0.25
+# Descriptors of this process that open files may not take: packs, the index and the lock need some at any time.
+_RESERVED_DESCRIPTORS = 128
 
 
 def is_hidden(name: bytes) -> bool:
@@ -46,6 +51,7 @@ class OrdinaryFiles:
     def __init__(self, changes: Changes, handles: Handles, answers: Answers) -> None:
         self._changes = changes
         self._tree = changes.tree
+        self._health = changes.tree.store.writer.health
         self.files = changes.tree.files
         self._handles = handles
         self._answers = answers
@@ -57,6 +63,8 @@ class OrdinaryFiles:
         self._is_store_busy = False
         # Files that are being made messages now, in a thread.
         self._in_flight: dict[Ino, trio.Event] = {}
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._most_open = max(limit - _RESERVED_DESCRIPTORS, limit // 2)
         # Another mount of the store may write the same file: its pages are dropped at each open.
         self._info = FileInfo(keep_cache=False)
 
@@ -153,22 +161,43 @@ class OrdinaryFiles:
     def create(
         self, parent: int, name: bytes, flags: int, mode: int
     ) -> tuple[FileInfo, EntryAttributes]:
-        """open(2) with O_CREAT."""
+        """open(2) with O_CREAT. Raises NoDescriptors as `open`."""
+        self._check_descriptors()
         place = self.check_new(parent, name, stat.S_IFREG)
+        if self._is_mail(place):
+            self._health.check_room()
         fd, attributes = self.files.create(place, name, flags, mode)
+        directory = self._tree.directory_of_area_or_none(place)
+        if directory is not None and directory.holds_messages:
+            # When its close(2) is told us, and the file taken in, the client may have ended.
+            self._changes.requests.actor_or_none()
         self.touch(parent)
         return self._opened(attributes.ino, fd, flags), self.answer(attributes)
 
     def open(self, inode: int, flags: int) -> FileInfo:
-        """open(2) of an ordinary file that is there. Raises NotFound."""
+        """open(2) of an ordinary file that is there. Raises NotFound; NoDescriptors when clients have too many open."""
+        self._check_descriptors()
         return self._opened(Ino(inode), self.files.open(Ino(inode), flags), flags)
+
+    def _check_descriptors(self) -> None:
+        """One client that opens all the files it can must not keep others from their mail: messages need no descriptors."""
+        if len(self._handles.files) >= self._most_open:
+            raise NoDescriptors(
+                f"{self._most_open} files that are no messages are open: no more can be (RLIMIT_NOFILE)"
+            )
 
     def _opened(self, ino: Ino, fd: int, flags: int) -> FileInfo:
         self.files.opened(ino, fd, flags)
         if flags & os.O_ACCMODE != os.O_RDONLY:
             hold_for_writing(fd)
-        self._info.fh = self._handles.open_file(FileHandle(ino, fd))
+        is_mail = any(self._is_mail(place) for place, _ in self.files.names_of(ino))
+        self._info.fh = self._handles.open_file(FileHandle(ino, fd, is_mail))
         return self._info
+
+    def _is_mail(self, place: Place) -> bool:
+        """Whether what lies there is to become a message: not a side-car, which clients need to remove anything."""
+        directory = self._tree.directory_of_area_or_none(place)
+        return directory is not None and (directory.holds_messages or directory.kind == Kind.TMP)
 
     # --- open files
 
@@ -179,6 +208,8 @@ class OrdinaryFiles:
         """All of it, or an error."""
         if handle.is_sealed:
             raise EditRefused("the file has become a message, which cannot be changed")
+        if handle.is_mail:
+            self._health.check_room(len(data))
         view = memoryview(data)
         while view:
             written = os.pwrite(handle.fd, view, offset)
@@ -191,13 +222,16 @@ class OrdinaryFiles:
         handle = self._handles.files.pop(fh)
         # Known before it is closed: none, if it was removed or has become a message while it was open.
         names = [] if handle.is_sealed else self.files.names_of(handle.ino)
+        was_written = self.files.is_open_for_writing(handle.ino)
         self.files.closed(handle.ino, handle.fd)
+        if was_written and not self.files.is_open_for_writing(handle.ino):
+            self._note_whole(handle.fd, names)
         os.close(handle.fd)
         for place, name in names:
             directory = self._tree.directory_of_area_or_none(place)
             if name == KEYWORDS_FILE and directory is not None and directory.view is not None:
                 self._changes.sync_letters(directory.view)
-            await self.take_in(place, name, is_closed_now=True)
+            await self.take_in(place, name, closed_by=handle.opener)
         if self._waiting:
             self._changes.rouse()
 
@@ -259,16 +293,17 @@ class OrdinaryFiles:
             return None
         return Alias(directory.search_id, name)
 
-    async def take_in(self, place: Place, name: bytes, *, is_closed_now: bool = False) -> None:
+    async def take_in(self, place: Place, name: bytes, *, closed_by: int | None = None) -> None:
         """A file that was written directly into cur/ or new/ becomes a message when nobody writes it any more.
 
+        `closed_by`: the client's thread that has just closed it; None where it waited.
         An empty one waits: a program that only tests whether it can make files (vim's 4913) is not delivering.
         """
         source = self._finished_or_none(place, name)
         directory = self._tree.directory_of_area_or_none(place)
         if source is None or directory is None:
             return
-        if is_closed_now and self._is_store_busy:
+        if closed_by is not None and self._is_store_busy:
             self._waiting.add((place, name))
             return
         arrival = plan_arrival(
@@ -277,7 +312,13 @@ class OrdinaryFiles:
         self._is_store_busy = False
         try:
             docid = await self.deliver(
-                arrival, source, place, name, is_kept=False, deadline_s=_TAKE_IN_DEADLINE_S
+                arrival,
+                source,
+                place,
+                name,
+                is_kept=False,
+                deadline_s=_TAKE_IN_DEADLINE_S,
+                actor=self._changes.requests.actor_of_or_none(closed_by or 0),
             )
             self._changes.told(docid, made=(directory, name))
         except EditRefused as error:
@@ -320,11 +361,12 @@ class OrdinaryFiles:
         *,
         is_kept: bool,
         deadline_s: float | None = None,
+        actor: Actor | None = None,
     ) -> Docid:
         """Make a message of a file; one at a time for each file. Unless `is_kept`, the file goes."""
         taken = self._in_flight[source.ino] = trio.Event()
         try:
-            docid = await self._changes.arrive(arrival, deadline_s)
+            docid = await self._changes.arrive(arrival, deadline_s, actor)
             if not is_kept:
                 self.delivered(source, place, name, docid)
         finally:
@@ -353,12 +395,57 @@ class OrdinaryFiles:
         if not await self._changes.requests.until(taken, self._changes.edit_deadline_s):
             raise Busy("the file is being stored as a message: try again")
 
-    def find_waiting(self) -> None:
-        """Files a mount that ended left in cur/ and new/: they wait to be taken in."""
+    def _note_whole(self, fd: int, names: list[tuple[Place, bytes]]) -> None:
+        """A mount that comes after a kill must know that nobody was writing the file any more."""
+        directories = [self._tree.directory_of_area_or_none(place) for place, _ in names]
+        if any(directory is not None and directory.holds_messages for directory in directories):
+            note_whole(fd)
+
+    def find_waiting(self, *, is_end: bool = False) -> None:
+        """Files left in cur/ and new/ wait to be taken in, but for those that a killed mount's clients had half written.
+
+        At the end of a mount every file that no client has open is whole, also where its close is still to be told us.
+        """
         for directory in self._tree.iter_directories():
             if directory.holds_messages:
                 area = self._tree.area(directory)
-                self._waiting.update((area, entry.name) for entry in self.files.entries(area))
+                for entry in self.files.entries(area):
+                    path = area + b"/" + entry.name
+                    if is_end and not self.files.is_open_for_writing(entry.attributes.ino):
+                        note_whole(path)
+                    if self._is_half(path, entry):
+                        self._set_aside(directory, entry.name)
+                    else:
+                        self._waiting.add((area, entry.name))
+
+    def _is_half(self, path: bytes, entry: FileEntry) -> bool:
+        found = entry.attributes.stat
+        if not stat.S_ISREG(found.st_mode) or not found.st_size or is_hidden(entry.name):
+            return False
+        if self.files.is_open_for_writing(entry.attributes.ino) or is_held_for_writing(path):
+            return False
+        try:
+            return not is_whole(path)
+        except OSError as error:
+            log.warning("%s cannot be looked at: %s", os.fsdecode(path), error.strerror)
+            return False
+
+    def _set_aside(self, directory: Directory, name: bytes) -> None:
+        """To tmp/, where Maildirs have what is not whole: nothing is lost, and nobody takes it for a message."""
+        assert directory.view is not None
+        tmp = self._tree.directory(self._tree.subfolder_ino(directory.view, Kind.TMP))
+        target, new_name = self._tree.area(tmp), name
+        while self.has(target, new_name):
+            new_name += b".half"
+        try:
+            self.files.rename(self._tree.area(directory), name, target, new_name, 0)
+        except OSError as error:
+            log.warning("a file half written in cur or new stays there: %s", error.strerror)
+            return
+        where = os.fsdecode(self._tree.path_of(tmp) + b"/" + new_name)
+        text = f"{where} was only half written when its mount was killed, and is no message"
+        self._changes.problems.add("mount", text)
+        log.warning("%s", text)
 
     async def take_in_waiting(self, deadline_s: float) -> None:
         """Try again what could not be taken in: a full disk, a busy store. What is not come to in time waits on."""

@@ -3,6 +3,7 @@
 within cur/ and new/ of a view    flags, and the names clients choose
 to cur/ or new/ of another view   mv: leave and enter
 a file to cur/ or new/            delivery
+out of .expunged to a view        it is undeleted
 a directory of the tree           the search gets another name
 ordinary files                    as on any disk
 a message to anywhere else        EXDEV, so that mv(1) copies
@@ -35,9 +36,7 @@ class Renames:
         self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int
     ) -> None:
         """As renameat2(2) with RENAME_NOREPLACE or no flag; EINVAL for others."""
-        if flags & ~pyfuse3.RENAME_NOREPLACE:
-            raise EditRefused("names cannot be exchanged here", errno.EINVAL)
-        is_exclusive = bool(flags & pyfuse3.RENAME_NOREPLACE)
+        is_exclusive = _is_exclusive(flags)
         new_directory = None if is_file_ino(new_parent) else self._changes.directory(new_parent)
         if not is_file_ino(parent):
             directory = self._changes.directory(parent)
@@ -126,18 +125,8 @@ class Renames:
         tree = self._tree
         assert directory.search_id is not None
         if new_directory is not None and _takes_messages(new_directory, new_name):
-            self._check_free(new_directory, new_name, is_exclusive)
-            arrival = plan_arrival(
-                tree,
-                StoredMessage(docid, is_revived=True),
-                new_directory,
-                new_name,
-                is_exclusive=is_exclusive,
-            )
-            await self._changes.arrive(arrival)
-            self._told_replaced(arrival.replaced, new_directory, new_name)
-            self._give_way(new_directory, new_name)
-            self._made(new_directory, new_name, docid)
+            source = StoredMessage(docid, is_revived=True)
+            await self._bring(source, new_directory, new_name, is_exclusive)
         elif new_directory is not None and new_directory.kind == Kind.TMP:
             assert new_directory.search_id is not None
             self._check_free(new_directory, new_name, is_exclusive)
@@ -146,6 +135,26 @@ class Renames:
         else:
             raise EditRefused("a message can be linked into tmp, cur and new only", errno.EXDEV)
         tree.drop_alias(Alias(directory.search_id, name))
+
+    async def _bring(
+        self, source: StoredMessage, directory: Directory, name: bytes, is_exclusive: bool
+    ) -> None:
+        """A message that had no name in a view gets one."""
+        self._check_free(directory, name, is_exclusive)
+        arrival = plan_arrival(self._tree, source, directory, name, is_exclusive=is_exclusive)
+        await self._changes.arrive(arrival)
+        self._told_replaced(arrival.replaced, directory, name)
+        self._give_way(directory, name)
+        self._made(directory, name, source.docid)
+
+    async def undelete(self, docid: Docid, new_parent: int, new_name: bytes, flags: int) -> None:
+        """mv of an expunged message into a view: it is back, as it was, and there. EXDEV to anywhere else."""
+        is_exclusive = _is_exclusive(flags)
+        new_directory = None if is_file_ino(new_parent) else self._changes.directory(new_parent)
+        if new_directory is None or not _takes_messages(new_directory, new_name):
+            raise EditRefused("a message can only be copied to there", errno.EXDEV)
+        source = StoredMessage(docid, is_undeleted=True)
+        await self._bring(source, new_directory, new_name, is_exclusive)
 
     def _check_free(self, directory: Directory, name: bytes, is_exclusive: bool) -> None:
         """Raises EditRefused where an ordinary file has the name and must not be replaced."""
@@ -209,6 +218,13 @@ class Renames:
         self._ordinary.files.rename(place, name, new_place, new_name, flags)
         self._ordinary.touch(parent)
         self._ordinary.touch(new_parent)
+
+
+def _is_exclusive(flags: int) -> bool:
+    """Of the flags of renameat2(2). Raises EditRefused for others than RENAME_NOREPLACE."""
+    if flags & ~pyfuse3.RENAME_NOREPLACE:
+        raise EditRefused("names cannot be exchanged here", errno.EINVAL)
+    return bool(flags & pyfuse3.RENAME_NOREPLACE)
 
 
 def _takes_messages(directory: Directory, name: bytes) -> bool:

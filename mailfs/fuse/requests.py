@@ -21,7 +21,9 @@ import trio
 from pyfuse3 import RequestContext
 
 from mailfs.errors import Busy
+from mailfs.fuse.clients import Clients
 from mailfs.ids import Fh
+from mailfs.store.journal import Actor
 from mailfs.store.lock import describe_owner
 
 # Changes that may wait for the writer lock at once; the next is told to try again. They are committed one after the other
@@ -82,6 +84,7 @@ class Requests:
         self._syncs = trio.CapacityLimiter(_SYNC_THREADS)
         self._searches = trio.CapacityLimiter(_SEARCH_THREADS)
         self._committing = 0
+        self._clients = Clients()
 
     @property
     def waiting(self) -> tuple[Waiting, ...]:
@@ -93,6 +96,14 @@ class Requests:
         """The client's thread whose request is being answered; 0 where the kernel does not say."""
         context = self.arguments[-1] if self.arguments else None
         return context.pid if isinstance(context, RequestContext) else 0
+
+    def actor_or_none(self) -> Actor | None:
+        """The process whose request is being answered; None where nobody asked, or the kernel does not say who."""
+        return self.actor_of_or_none(self.thread)
+
+    def actor_of_or_none(self, thread: int) -> Actor | None:
+        """The process of a client's thread, also for some time after it has ended."""
+        return self._clients.actor_or_none(thread)
 
     @contextmanager
     def _noted(self, what: str) -> Iterator[None]:

@@ -6,20 +6,26 @@ the system knows of clients is read here, when somebody asks, and not while they
 
 import dataclasses
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mailfs.fuse.clients import ENDED, command_of_or_none, pid_of_or_none
 from mailfs.fuse.operations import Operations
 from mailfs.fuse.requests import Waiting
+from mailfs.fuse.upkeep import MemoryGiven, Upkeep
 from mailfs.ids import Fh, Modseq
+from mailfs.store.health import HealthState, health_text
 from mailfs.store.lock import LockState, Owner
+from mailfs.store.sizes import size_text
+from mailfs.store.upkeep.maintenance import (
+    Maintenance,
+    last_maintenance_or_none,
+    maintenance_text,
+)
 from mailfs.views.view import View
 
-# A tuple of one name a client chose, with its strings.
-_CHOSEN_BYTES = 250
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -64,6 +70,15 @@ class ViewInMemory:
 
 
 @dataclass(frozen=True, slots=True)
+class MaintenanceStatus:
+    """When the store was taken care of, and when this mount will do so next. Times are local; None: not, never."""
+
+    last: Maintenance | None
+    running_since: str | None
+    next: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class DaemonStatus:
     """All of it. Times are local, for people; durations in seconds, sizes in bytes."""
 
@@ -78,6 +93,9 @@ class DaemonStatus:
     in_flight: tuple[InFlight, ...]
     holder: Owner | None
     lock: LockState
+    health: HealthState
+    maintenance: MaintenanceStatus
+    memory_given: MemoryGiven
     views: tuple[ViewInMemory, ...]
     requests: Mapping[str, int]
     echoes: Mapping[str, int]
@@ -90,6 +108,7 @@ class DaemonStatus:
             "held": None if self.lock.held is None else self.lock.held._asdict(),
             "waiting": [use._asdict() for use in self.lock.waiting],
         }
+        found["health"] = self.health._asdict()
         for kind in ("messages", "files", "directories"):
             found[f"open_{kind}"] = sum(getattr(client, kind) for client in self.clients)
         return found
@@ -100,7 +119,11 @@ class DaemonStatus:
 
 
 def daemon_status(
-    operations: Operations, mountpoint: Path, since_s: float, echoes: Mapping[str, int]
+    operations: Operations,
+    upkeep: Upkeep,
+    mountpoint: Path,
+    since_s: float,
+    echoes: Mapping[str, int],
 ) -> DaemonStatus:
     """As it is now. `since_s` is when the mount began, in seconds since 1970."""
     tree = operations.tree
@@ -111,7 +134,7 @@ def daemon_status(
         pid=os.getpid(),
         mountpoint=str(mountpoint),
         store=str(tree.store.layout.root),
-        since=time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since_s)),
+        since=_local_time(since_s),
         modseq=tree.modseq,
         memory_bytes=int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES,
         facts_bytes=sum(
@@ -124,12 +147,27 @@ def daemon_status(
         ),
         holder=lock.owner_or_none(),
         lock=lock.state(),
+        health=tree.store.writer.health.state(),
+        maintenance=MaintenanceStatus(
+            last=last_maintenance_or_none(tree.store.layout),
+            running_since=_local_time_or_none(upkeep.running_since_s),
+            next=_local_time_or_none(upkeep.next_s),
+        ),
+        memory_given=upkeep.memory,
         views=tuple(
             _in_memory(name, view) for name, view in sorted(tree.views.items()) if view.is_loaded
         ),
         requests=dict(operations.requests.counts),
         echoes=dict(echoes),
     )
+
+
+def _local_time(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def _local_time_or_none(seconds: float | None) -> str | None:
+    return None if seconds is None else _local_time(seconds)
 
 
 class Processes:
@@ -142,34 +180,14 @@ class Processes:
     def pid_of(self, thread: int) -> int:
         """The process of a thread; the thread's own number, when it has ended."""
         if thread not in self._pids:
-            self._pids[thread] = _field_of_status(thread, "Tgid") or thread
+            self._pids[thread] = (pid_of_or_none(thread) if thread else None) or thread
         return self._pids[thread]
 
     def command_of(self, pid: int) -> str:
         """The name of a process; `ended`, or '' where the kernel did not say which it was."""
         if pid not in self._commands:
-            self._commands[pid] = _command(pid)
+            self._commands[pid] = (command_of_or_none(pid) or ENDED) if pid else ""
         return self._commands[pid]
-
-
-def _field_of_status(thread: int, name: str) -> int:
-    """0 of a thread that has ended, or that another container hides."""
-    if not thread:
-        return 0
-    try:
-        lines = Path(f"/proc/{thread}/status").read_text(errors="replace").splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), 0)
-
-
-def _command(pid: int) -> str:
-    if not pid:
-        return ""
-    try:
-        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
-    except OSError:
-        return "ended"
 
 
 def _clients(operations: Operations, processes: Processes) -> Iterator[Client]:
@@ -209,29 +227,17 @@ def _opener(operations: Operations, fh: Fh | None) -> int:
 
 
 def _in_memory(name: str, view: View) -> ViewInMemory:
-    tables = (view.chosen, view.claimed, view.own_letters, view.lingering)
     return ViewInMemory(
         name=name,
         messages=len(view.docids),
         lingering=len(view.lingering),
         open_handles=view.open_handles,
         modseq=view.modseq or Modseq(0),
-        bytes=len(view.docids) * view.docids.itemsize
-        + sum(map(sys.getsizeof, tables))
-        + len(view.chosen) * _CHOSEN_BYTES,
+        bytes=view.memory_bytes,
     )
 
 
 # --- for people
-
-
-def size_text(count: int) -> str:
-    """A number of bytes in three digits or four."""
-    if count < 1000:
-        return f"{count} B"
-    if count < 1_000_000:
-        return f"{count / 1000:.1f} kB"
-    return f"{count / 1_000_000:.1f} MB"
 
 
 def _lines(status: DaemonStatus) -> Iterator[str]:
@@ -241,8 +247,24 @@ def _lines(status: DaemonStatus) -> Iterator[str]:
         f"memory     {size_text(status.memory_bytes)}, of that {size_text(status.facts_bytes)} "
         "facts that all views share"
     )
-    for part in (_lock_lines, _in_flight_lines, _client_lines, _view_lines, _count_lines):
+    for part in (
+        _upkeep_lines,
+        _lock_lines,
+        _in_flight_lines,
+        _client_lines,
+        _view_lines,
+        _count_lines,
+    ):
         yield from part(status)
+
+
+def _upkeep_lines(status: DaemonStatus) -> Iterator[str]:
+    yield f"health     {health_text(status.health)}"
+    found, given = status.maintenance, status.memory_given
+    now = "" if found.running_since is None else f"; it is under way since {found.running_since}"
+    yield f"maintained {maintenance_text(found.last)}{now}; next: {found.next or 'never'}"
+    if given.times:
+        yield f"short      of memory {given.times} times, {size_text(given.bytes)} let go"
 
 
 def _lock_lines(status: DaemonStatus) -> Iterator[str]:

@@ -123,7 +123,8 @@ def read_all(fd: int, expected_bytes: int) -> bytes:
     pieces = [os.read(fd, expected_bytes + 1)]
     while pieces[-1]:
         pieces.append(os.read(fd, _READ_BYTES))
-    return b"".join(pieces)
+    # Nearly always all of it is in the first: a large message is not copied.
+    return pieces[0] if len(pieces) == 2 else b"".join(pieces)
 
 
 def side_file(path: bytes) -> bytes:

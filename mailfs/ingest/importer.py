@@ -6,22 +6,32 @@ committed stays and the rest is as if it had never been begun; run again, what i
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
+from mailfs.errors import MailfsError
 from mailfs.ids import Docid, Keyword
 from mailfs.ingest.mailboxes import SourceMessage, SourceProblem, SourceRef, read_ref
 from mailfs.message.keywords import RECENT, keyword_for_folder, split_keywords
-from mailfs.search.names import check_search_name
+from mailfs.search.names import MAX_NAME_BYTES, check_search_name
+from mailfs.store.adding import Outcome
+from mailfs.store.journal import Operation
 from mailfs.store.prepare import NewMessage, prepare_message
+from mailfs.store.records import Dictionary
 from mailfs.store.store import Store
-from mailfs.store.transaction import Outcome, Transaction
+from mailfs.store.transaction import Transaction
+from mailfs.store.upkeep.seal import seal_full_packs
+from mailfs.store.upkeep.training import is_wanted, train
+from mailfs.store.writer import SLICE_S
 
-# The lock is let go after this long, so that a flag changed meanwhile does not wait longer.
-SLICE_S = 0.08
 # So many messages, or bytes of them, share one commit and its two syncs.
 SLICE_MESSAGES = 256
 SLICE_BYTES = 16 << 20
 LOCK_DEADLINE_S = 60.0
+# An import waits 0.1 s for the dictionary that its later messages are compressed with.
+_TRAINED_AFTER = 3000
+# Of a search's name, with room for some `_` behind it where the name is another search's.
+_MAX_SEARCH_BYTES = MAX_NAME_BYTES - 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,23 +72,27 @@ class Progress:
         return self.added + self.known + self.expunged + len(self.problems)
 
 
-def prepare_ref(ref: SourceRef, labels: Labels) -> Prepared | SourceProblem:
+def prepare_ref(
+    ref: SourceRef, labels: Labels, dictionary: Dictionary | None = None
+) -> Prepared | SourceProblem:
     """Read and prepare one message; what cannot be read is a problem, not an error."""
     try:
-        return prepare_source(read_ref(ref), labels)
+        return prepare_source(read_ref(ref), labels, dictionary)
     except OSError as error:
         return SourceProblem(ref.origin, error.strerror or str(error))
     except MemoryError:
         return SourceProblem(ref.origin, "too large for this machine's memory")
 
 
-def prepare_source(source: SourceMessage, labels: Labels) -> Prepared:
+def prepare_source(
+    source: SourceMessage, labels: Labels, dictionary: Dictionary | None = None
+) -> Prepared:
     folder = source.folder or labels.root
     flags, keywords = split_keywords((*labels.keywords, *source.keywords))
     if labels.folders and folder:
         keywords |= {keyword_for_folder(folder)}
     new = prepare_message(
-        source.raw, source.flags | flags, tuple(sorted(keywords)), source.received_ns
+        source.raw, source.flags | flags, tuple(sorted(keywords)), source.received_ns, dictionary
     )
     return Prepared(new, folder, source.origin)
 
@@ -86,10 +100,13 @@ def prepare_source(source: SourceMessage, labels: Labels) -> Prepared:
 class Importer:
     """Adds prepared messages to a store. Feed it with add_all(), which reports after each durable slice."""
 
-    def __init__(self, store: Store, labels: Labels) -> None:
+    def __init__(self, store: Store, labels: Labels, source: str = "") -> None:
+        """`source` is what the journal names."""
         self._store = store
+        self._operation = Operation(f"import {source}".rstrip())
         self._labels = labels
         self._folders_saved: set[str] = set()
+        self._has_trained = False
         # Messages this import added: another copy in the same source adds its flags to them.
         self._added: set[Docid] = set()
         self.progress = Progress()
@@ -109,7 +126,22 @@ class Importer:
             if len(ready) >= SLICE_MESSAGES or size_bytes >= SLICE_BYTES:
                 yield from self._add_ready(ready)
                 ready, size_bytes = [], 0
+                if self.progress.added >= _TRAINED_AFTER and not self._has_trained:
+                    self._tidy()
         yield from self._add_ready(ready)
+        if self.progress.added:
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """A dictionary for what comes then, when there is mail enough; packs that are full are sealed.
+
+        What is in is in: whatever goes wrong here is met again, and told, by who writes or verifies next.
+        """
+        self._has_trained = True
+        with suppress(MailfsError):
+            if is_wanted(self._store):
+                train(self._store, LOCK_DEADLINE_S)
+            seal_full_packs(self._store, LOCK_DEADLINE_S)
 
     def _add_ready(self, ready: list[Prepared | SourceProblem]) -> Iterator[Progress]:
         start = 0
@@ -123,7 +155,7 @@ class Importer:
         folders: set[str] = set()
         added: set[Docid] = set()
         with self._store.writer.transaction(
-            "import", durable=True, deadline_s=LOCK_DEADLINE_S
+            "import", durable=True, deadline_s=LOCK_DEADLINE_S, operation=self._operation
         ) as transaction:
             give_up = time.monotonic() + SLICE_S
             for item in ready[start:]:
@@ -189,7 +221,10 @@ class Importer:
 
 
 def search_name_for_folder(folder: str) -> str:
-    """The name of the search a folder gets: its own, with what a file name here cannot have replaced by `_`."""
+    """The name of the search a folder gets: its own, with what a file name here cannot have replaced by `_`.
+
+    One in a tree that is too deep is called like the folder above it that is not.
+    """
     parts = []
     for part in folder.split("/"):
         clean = "".join(sign if sign.isprintable() else "_" for sign in part)
@@ -197,4 +232,6 @@ def search_name_for_folder(folder: str) -> str:
         # In the mount a name that begins with a dot is an ordinary directory's.
         clean = f"_{clean.lstrip('.')}" if clean.startswith(".") else clean or "_"
         parts.append(f"{clean}_" if clean in ("cur", "new", "tmp") else clean)
+    while len("/".join(parts).encode()) > _MAX_SEARCH_BYTES:
+        parts.pop()
     return check_search_name("/".join(parts))

@@ -121,7 +121,8 @@ _QUOTED = {
     Quoting.ONE: re.compile(rb"^>(?=From )", re.MULTILINE),
     Quoting.EVERY: re.compile(rb"^>(?=>*From )", re.MULTILINE),
 }
-_STATUS = re.compile(rb"^(?:x-)?status:[ \t]*([A-Z]*)[ \t]*\r?$", re.MULTILINE | re.IGNORECASE)
+# Possessive, because a megabyte of blanks could be divided between the two runs in a million ways.
+_STATUS = re.compile(rb"^(?:x-)?status:[ \t]*+([A-Z]*+)[ \t]*+\r?$", re.MULTILINE | re.IGNORECASE)
 _X_KEYWORDS = re.compile(
     rb"^x-keywords:([^\r\n]*(?:\r?\n[ \t][^\r\n]*)*)", re.MULTILINE | re.IGNORECASE
 )

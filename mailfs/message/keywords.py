@@ -61,6 +61,9 @@ UNREAD = "unread"
 _MARKS = frozenset({Keyword("junk"), Keyword("nonjunk"), Keyword("notjunk")})
 
 MAX_KEYWORD_CHARS = 200
+# Longer ones are not even normalised: Python sorts the marks on a letter in a time that can be quadratic.
+# No composition makes one character of more than four.
+_MAX_TYPED_CHARS = 4 * MAX_KEYWORD_CHARS
 # RFC 9051 atom-specials, and what the query language and file names need for themselves.
 _FORBIDDEN = frozenset('(){}*%"\\]')
 
@@ -70,6 +73,8 @@ def parse_keyword(word: str) -> Keyword:
 
     Raises BadKeyword for an empty or overlong word, blanks, controls and the signs `(){}*%"\\]`.
     """
+    if len(word) > _MAX_TYPED_CHARS:
+        raise _bad_length(word)
     text = unicodedata.normalize("NFC", word).lower()
     bare = text.removeprefix("$")
     system = Keyword("$" + bare)
@@ -82,13 +87,17 @@ def parse_keyword(word: str) -> Keyword:
             "unread is no keyword but the absence of $seen: put seen on or take it off"
         )
     if not text or len(text) > MAX_KEYWORD_CHARS:
-        raise BadKeyword(f"a keyword has 1 to {MAX_KEYWORD_CHARS} characters: {word[:60]!r}")
+        raise _bad_length(word)
     for sign in text:
         if sign in _FORBIDDEN or sign.isspace() or not sign.isprintable():
             raise BadKeyword(f"a keyword cannot contain {sign!r}: {word[:60]!r}")
     if text[0] in "-+":
         raise BadKeyword(f"a keyword cannot begin with {text[0]!r}: {word[:60]!r}")
     return Keyword(text)
+
+
+def _bad_length(word: str) -> BadKeyword:
+    return BadKeyword(f"a keyword has 1 to {MAX_KEYWORD_CHARS} characters: {word[:60]!r}")
 
 
 def is_mark(keyword: Keyword) -> bool:

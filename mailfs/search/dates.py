@@ -149,8 +149,25 @@ def _calendar_span(today: datetime, unit: str, back: int, tz: tzinfo | None) -> 
     return _wall_span(start, unit, tz)
 
 
-def _ago_span(steps: list[tuple[str, str]], now_s: float, tz: tzinfo | None) -> Span:
-    """So long before now. Hours and less give the hour, minute or second; days and more give the day."""
+def moment_ago(text: str, now_s: float, tz: tzinfo | None = None) -> float:
+    """The moment so long before now, to the second: `30d`, `2 weeks`, `1y 6m`. Raises ValueError as date_span does."""
+    steps = " ".join(text.split())
+    if len(text) > MAX_DATE_CHARS or not _AGO.fullmatch(steps):
+        raise ValueError("not a length of time: write 30d, 2w, 6m or 1y")
+    ago = _ago(_AGO_STEP.findall(steps))
+    return _before(now_s, ago, tz) - ago.seconds
+
+
+class _Ago(NamedTuple):
+    """How long ago, by calendar and by clock; `finest` is the finest unit named, in seconds, a day for all above."""
+
+    months: int
+    days: int
+    seconds: int
+    finest: int
+
+
+def _ago(steps: list[tuple[str, str]]) -> _Ago:
     seconds = days = months = 0
     finest = 86_400
     for digits, word in steps:
@@ -164,12 +181,24 @@ def _ago_span(steps: list[tuple[str, str]], now_s: float, tz: tzinfo | None) -> 
         else:
             days += amount * _DAYS_OF.get(unit, 0)
             months += amount * _MONTHS_OF.get(unit, 0)
-    if finest == 86_400:
-        wall = _days_back(_months_back(_local(now_s, tz), months), days)
+    return _Ago(months, days, seconds, finest)
+
+
+def _before(now_s: float, ago: _Ago, tz: tzinfo | None) -> float:
+    """So many months and days earlier, when the clock on the wall shows the same."""
+    if not ago.months and not ago.days:
+        return now_s
+    wall = _days_back(_months_back(_local(now_s, tz), ago.months), ago.days)
+    return _seconds_of(wall, tz)
+
+
+def _ago_span(steps: list[tuple[str, str]], now_s: float, tz: tzinfo | None) -> Span:
+    """So long before now. Hours and less give the hour, minute or second; days and more give the day."""
+    ago = _ago(steps)
+    if ago.finest == 86_400:
+        wall = _days_back(_months_back(_local(now_s, tz), ago.months), ago.days)
         return _wall_span(_midnight(wall), "day", tz)
-    if days or months:
-        now_s = _seconds_of(_days_back(_months_back(_local(now_s, tz), months), days), tz)
-    return _clock_span(now_s - seconds, finest, tz)
+    return _clock_span(_before(now_s, ago, tz) - ago.seconds, ago.finest, tz)
 
 
 def _clock_span(moment_s: float, unit_s: int, tz: tzinfo | None) -> Span:

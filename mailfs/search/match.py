@@ -13,7 +13,14 @@ from typing import NamedTuple, Protocol
 from mailfs.ids import Docid, Keyword, ThreadId
 from mailfs.message.keywords import ATTACHMENT
 from mailfs.search.dates import range_span, span_ns
-from mailfs.search.plan import Plan, all_of_text, any_of_text, plan, text_expression
+from mailfs.search.plan import (
+    Plan,
+    all_of_text,
+    any_of_text,
+    plan,
+    text_expression,
+    words_or_none,
+)
 from mailfs.search.tree import (
     All,
     And,
@@ -124,22 +131,27 @@ class _Matcher:
                 return self._fact_hits(query, docids)
 
     def _all_of(self, children: Sequence[Query], docids: AbstractSet[Docid]) -> AbstractSet[Docid]:
-        texts, others = _words_apart(children)
+        texts, unwanted, others = _words_apart(children)
         left = docids
         for child in others:
             left = self.hits(child, left)
         if texts and left:
             left = self._source.text_hits(all_of_text(texts), left)
+        if unwanted and left:
+            left = left - self._source.text_hits(any_of_text(unwanted), left)
         return left
 
     def _any_of(self, children: Sequence[Query], docids: AbstractSet[Docid]) -> AbstractSet[Docid]:
-        texts, others = _words_apart(children)
+        texts, unwanted, others = _words_apart(children)
         found: set[Docid] = set()
         for child in others:
             found |= self.hits(child, docids - found)
         left = docids - found
         if texts and left:
             found |= self._source.text_hits(any_of_text(texts), left)
+            left = docids - found
+        if unwanted and left:
+            found |= left - self._source.text_hits(all_of_text(unwanted), left)
         return found
 
     def _row_hits(self, leaf: RowLeaf, docids: AbstractSet[Docid]) -> set[Docid]:
@@ -178,15 +190,24 @@ class _Matcher:
         return {docid for docid in docids if start_ns <= facts[docid].received_ns < end_ns}
 
 
-def _words_apart(children: Sequence[Query]) -> tuple[list[str], list[Query]]:
-    """The words among the children, for one question together, and the others, those that cost nothing first.
+def _words_apart(children: Sequence[Query]) -> tuple[list[str], list[str], list[Query]]:
+    """The words among the children and the negated ones, for one question together each; then the others.
 
-    Words are asked about last, when fewest messages are left: they are the dearest.
+    Of these come first what costs nothing. Words are asked about last, when fewest messages are left: they are the dearest.
     """
-    texts = [text_expression(child) for child in children if isinstance(child, Text)]
-    others: list[Query] = [child for child in children if not isinstance(child, Text)]
+    texts: list[str] = []
+    unwanted: list[str] = []
+    others: list[Query] = []
+    for child in children:
+        words = words_or_none(child)
+        if words is None:
+            others.append(child)
+        elif words[1]:
+            unwanted.append(words[0])
+        else:
+            texts.append(words[0])
     others.sort(key=lambda child: not isinstance(child, FactLeaf))
-    return texts, others
+    return texts, unwanted, others
 
 
 def _fits(size: int, low: int | None, high: int | None) -> bool:

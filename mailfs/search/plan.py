@@ -71,6 +71,35 @@ def all_of_text(expressions: Sequence[str]) -> str:
     return _joined(" AND ", expressions)
 
 
+def words_or_none(query: Query) -> tuple[str, bool] | None:
+    """What is only words, however nested, as an operand for the two above, and whether what is meant is all else.
+
+    None where there is more than words in it, or deeper than FTS5 can take.
+    """
+    fragment = _only_words_or_none(query)
+    return None if fragment is None else (fragment.operand(), fragment.negated)
+
+
+def _only_words_or_none(query: Query) -> "_Fts | None":
+    match query:
+        case Text():
+            return _Fts(text_expression(query), False, 0, True)
+        case Not(child):
+            inner = _only_words_or_none(child)
+            return None if inner is None else inner.inverted()
+        case And(children) | Or(children):
+            parts: list[_Fts] = []
+            for child in children:
+                part = _only_words_or_none(child)
+                if part is None:
+                    return None
+                parts.append(part)
+            whole = _all_of_fts(parts) if isinstance(query, And) else _any_of_fts(parts)
+            return whole if whole.depth < _MAX_FTS_DEPTH else None
+        case _:
+            return None
+
+
 # FTS5 copies the list of operands for every one it adds, which makes 50,000 of them take seconds; in
 # groups, which it flattens again, they take milliseconds.
 _GROUP = 256

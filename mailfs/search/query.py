@@ -39,6 +39,12 @@ from mailfs.search.tree import (
 )
 
 MAX_QUERY_CHARS = 100_000
+# Words, of phrases too, and prefixes with their values: each costs SQLite some 0.1 ms at most, whatever it finds.
+MAX_TERMS = 5_000
+# Each is a query of its own to SQLite, which takes it longer to understand than to answer.
+MAX_THREADS = 200
+# So much of a prefix that is none is repeated in an error.
+_MAX_PREFIX_CHARS = 40
 
 
 class _Token(NamedTuple):
@@ -54,6 +60,8 @@ class _Token(NamedTuple):
 # A phrase ends at a quote that is not doubled; the possessive `*+` keeps an unclosed one linear.
 _TOKEN = re.compile(r'\s*(?:([(){}])|"((?:[^"]|"")*+)"(\*?)|([^\s(){}"]+))')
 _WORD = re.compile(r'[^\s(){}"]+')
+# About what the index takes for a word.
+_INDEX_WORD = re.compile(r"[^\W_]+")
 _PREFIXED = re.compile(r"([A-Za-z][A-Za-z0-9_-]*):")
 _OPENS = {")": "(", "}": "{"}
 _BRACES = "braces stand only after thread:"
@@ -74,13 +82,15 @@ def parse_query(text: str) -> Query:
 class _Parser:
     """Recursive descent with one token of look-ahead. `_group` is the prefix whose parentheses we are in."""
 
-    __slots__ = ("_braces", "_depth", "_group", "_text", "_token")
+    __slots__ = ("_braces", "_depth", "_group", "_terms", "_text", "_threads", "_token")
 
     def __init__(self, text: str) -> None:
         self._text = text
         self._depth = 0
         self._braces = 0
         self._group = ""
+        self._terms = 0
+        self._threads = 0
         if len(text) > MAX_QUERY_CHARS:
             self._fail(f"a query has at most {MAX_QUERY_CHARS:,} characters", MAX_QUERY_CHARS)
         try:
@@ -179,6 +189,11 @@ class _Parser:
         self._depth -= 1
         return query
 
+    def _count(self, terms: int, position: int) -> None:
+        self._terms += terms
+        if self._terms > MAX_TERMS:
+            self._fail(f"a query has at most {MAX_TERMS:,} words and values", position)
+
     def _term(self) -> Query:
         token = self._token
         if token.kind == "{":
@@ -187,6 +202,7 @@ class _Parser:
             what = "not the end of the query" if token.kind == "end" else "not this"
             self._fail(f"a word, a phrase or a parenthesis should stand here, {what}", token.start)
         self._advance()
+        self._count(1, token.start)
         prefixed = _PREFIXED.match(token.text) if token.kind == "word" else None
         if prefixed is not None:
             return self._prefixed(token, prefixed[1])
@@ -200,7 +216,7 @@ class _Parser:
         name = typed.lower()
         if self._group:
             self._fail(
-                f"{typed}: cannot stand inside {self._group}:(...); quote it to search for it",
+                f"{typed[:_MAX_PREFIX_CHARS]}: cannot stand inside {self._group}:(...); quote it to search for it",
                 token.start,
             )
         if name not in TEXT_PREFIXES and name not in VALUE_PREFIXES:
@@ -214,21 +230,27 @@ class _Parser:
         if after.kind == "phrase":
             return self._value(name, self._advance(), token.start)
         if after.kind == "{" and name == "thread":
-            if self._braces == MAX_THREAD_NESTING:
-                self._fail(
-                    f"{MAX_THREAD_NESTING} thread:{{...}} inside each other are the limit",
-                    token.start,
-                )
-            self._braces += 1
-            inner = self._inside("}")
-            self._braces -= 1
-            return ThreadOf(inner)
+            return self._braced(token.start)
         if after.kind == "(":
             self._group = name
             query = self._inside(")")
             self._group = ""
             return query
         self._fail(f"nothing follows {typed}: here", token.start)
+
+    def _braced(self, position: int) -> Query:
+        """What thread:{...} says; we are at the brace."""
+        if self._braces == MAX_THREAD_NESTING:
+            self._fail(
+                f"{MAX_THREAD_NESTING} thread:{{...}} inside each other are the limit", position
+            )
+        self._threads += 1
+        if self._threads > MAX_THREADS:
+            self._fail(f"{MAX_THREADS} thread:{{...}} are the limit", position)
+        self._braces += 1
+        inner = self._inside("}")
+        self._braces -= 1
+        return ThreadOf(inner)
 
     def _value(self, name: str, token: _Token, position: int) -> Query:
         """The leaf of a prefix and its value."""
@@ -246,6 +268,8 @@ class _Parser:
     def _words(self, columns: Columns, token: _Token, position: int) -> Query:
         if not token.text.strip():
             self._fail("an empty phrase", position)
+        # Signs cut what is written as one word into a phrase of several.
+        self._count(sum(1 for _ in _INDEX_WORD.finditer(token.text)) - 1, position)
         try:
             return text_leaf(columns, token.text, token.kind == "phrase", token.starred)
         except ValueError as error:
@@ -253,6 +277,8 @@ class _Parser:
 
 
 def _unknown_prefix(typed: str) -> str:
+    if len(typed) > _MAX_PREFIX_CHARS:
+        return f"there is no prefix {typed[:_MAX_PREFIX_CHARS]}...: (to search for the text itself, quote it)"
     # Only here, because only a mistake needs it: a few milliseconds.
     from difflib import get_close_matches
 
@@ -294,17 +320,20 @@ def _format_value(value: str) -> str:
 
 def _format_text(leaf: Text) -> str:
     prefix = "" if leaf.columns is None else NAME_OF_COLUMNS[leaf.columns] + ":"
-    quoted = leaf.is_phrase or not _is_bare(leaf.text, leaf.columns)
+    quoted = leaf.is_phrase or not _is_bare(leaf)
     return prefix + (_quoted(leaf.text) if quoted else leaf.text) + "*" * leaf.is_prefix
 
 
-def _is_bare(text: str, columns: Columns) -> bool:
+def _is_bare(leaf: Text) -> bool:
     """Whether the parser reads this text, unquoted, as the same word."""
+    text = leaf.text
     if "*" in text or not _WORD.fullmatch(text):
         return False
-    return columns is not None or not (
-        text[0] in "-!" or text.lower() in _OPERATORS or _PREFIXED.match(text)
-    )
+    if leaf.columns is not None:
+        return True
+    # `or*` is a word, but `or` is none.
+    is_operator = text.lower() in _OPERATORS and not leaf.is_prefix
+    return not (text[0] in "-!" or is_operator or _PREFIXED.match(text))
 
 
 def _format_row_leaf(leaf: RowLeaf) -> str:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from typing import Literal, NamedTuple
 
 from mailfs.errors import Corrupt, NoSuchMessage, NoSuchSearch
@@ -14,7 +15,8 @@ from mailfs.ids import Docid, Keyword, Modseq, PackNumber, SearchId, ThreadId
 from mailfs.message.maildir import ChosenName, Form
 from mailfs.search.dates import Span, span_ns
 from mailfs.search.plan import Plan
-from mailfs.store.database import Row, open_reader, translated
+from mailfs.store.database import Row, close, free_cache, open_reader, translated
+from mailfs.store.frozen import is_frozen, may_thaw
 from mailfs.store.layout import Layout
 from mailfs.store.packs import Location
 from mailfs.store.source import chunks, marks
@@ -23,6 +25,8 @@ _ENTRY_COLUMNS = "docid, flags, expunged, size, received_ns, changed_ns"
 _LAST_MODSEQ = 2**63 - 1
 _NAME_COLUMNS = "base, extra, form, is_copy"
 _LOCATIONS_AHEAD = 64
+# Of a Location, with its numbers and its place in the table.
+_LOCATION_BYTES = 300
 # SQLite counts instructions of its virtual machine; this many take about a tenth of a millisecond.
 _STEPS_A_LOOK = 10_000
 
@@ -69,6 +73,15 @@ class Summary:
 class State(NamedTuple):
     modseq: Modseq
     searches_modseq: Modseq
+    reclaimed_modseq: Modseq
+
+
+class Which(Enum):
+    """Of all messages, which are asked for; the value is a condition."""
+
+    LIVE = "expunged = 0"
+    EXPUNGED = "expunged <> 0"
+    ALL = "1"
 
 
 class Sort(NamedTuple):
@@ -90,21 +103,33 @@ class Index:
     def __init__(self, layout: Layout) -> None:
         self._path = layout.index
         self._locations: dict[Docid, Location] = {}
+        self._thaws = 0
         with translated(self._path):
             self._sql = open_reader(layout.index)
 
     def close(self) -> None:
-        self._sql.close()
+        close(self._sql, self._path)
 
     def rows(self, statement: str, parameters: Sequence[object] = ()) -> list[Row]:
         """All rows of one statement on this connection. For the modules of store/ only."""
         with translated(self._path):
             return self._sql.execute(statement, tuple(parameters)).fetchall()
 
+    def iter_rows(self, statement: str) -> Iterator[Row]:
+        """The rows of one statement, streamed. For the modules of store/ only."""
+        with translated(self._path):
+            yield from self._sql.execute(statement)
+
     def give_up_after(self, deadline_s: float) -> None:
         """From now on a statement that still runs in `deadline_s` seconds ends with Busy."""
         give_up = time.monotonic() + deadline_s
         self._sql.set_progress_handler(lambda: time.monotonic() > give_up, _STEPS_A_LOOK)
+
+    def free_memory(self) -> int:
+        """Forget what was read ahead. How many bytes that is, about."""
+        kept = len(self._locations) * _LOCATION_BYTES
+        self._locations = {}
+        return free_cache(self._sql) + kept
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
@@ -121,16 +146,21 @@ class Index:
     def data_version(self) -> int:
         """A number that differs after any other connection committed. A few microseconds.
 
-        The PRAGMA, not Connection.data_version(): that one moves only after a read.
+        The PRAGMA, not Connection.data_version(): that one moves only after a read. An index that could only be read when
+        it was opened is opened anew when somebody can write it.
         """
-        return int(self.rows("PRAGMA data_version")[0][0])
+        if is_frozen(self._sql) and may_thaw(self._path):
+            close(self._sql, self._path)
+            self._sql = open_reader(self._path)
+            self._thaws += 1
+        return int(self.rows("PRAGMA data_version")[0][0]) + (self._thaws << 32)
 
     def state(self) -> State:
         """The last modseqs given. Raises Corrupt when the index has no state."""
-        rows = self.rows("SELECT modseq, searches_modseq FROM state")
+        rows = self.rows("SELECT modseq, searches_modseq, reclaimed_modseq FROM state")
         if not rows:
             raise Corrupt(f"the index {self._path} has no state row")
-        return State(Modseq(rows[0][0]), Modseq(rows[0][1]))
+        return State(*map(Modseq, rows[0]))
 
     def changes_since(self, modseq: Modseq, until: Modseq | None = None) -> list[EntryRow]:
         """Messages changed last after `modseq`, and not after `until`, expunged ones included, by docid."""
@@ -173,6 +203,13 @@ class Index:
             )
         ]
 
+    def expunged_docids(self) -> list[Docid]:
+        """All expunged messages, by docid. Reads an index that holds these alone."""
+        rows = self.rows(
+            "SELECT docid FROM message INDEXED BY message_expunged WHERE expunged <> 0"
+        )
+        return sorted(Docid(row[0]) for row in rows)
+
     def docids_of_threads_of(self, docids: Sequence[Docid]) -> set[Docid]:
         """All live messages of the conversations these messages, live or expunged, belong to."""
         return {
@@ -198,7 +235,7 @@ class Index:
         """Where a message's bytes lie, also of an expunged one. Raises NoSuchMessage.
 
         Clients read in docid order, so those of the next messages are fetched with it: 0.4 us a message
-        instead of 5. The bytes of a message never move.
+        instead of 5. `compact` moves messages, so it may be out of date: see Store.read.
         """
         location = self._locations.get(docid)
         if location is None:
@@ -207,6 +244,10 @@ class Index:
         if location is None:
             raise NoSuchMessage(f"no message {docid}")
         return location
+
+    def forget_locations(self) -> None:
+        """The next location() asks the index."""
+        self._locations = {}
 
     def _next_locations(self, docid: Docid) -> dict[Docid, Location]:
         found: dict[Docid, Location] = {}
@@ -218,20 +259,27 @@ class Index:
             found.setdefault(Docid(next_docid), Location(PackNumber(pack), offset, stored, raw))
         return found
 
-    def docids(self, plan: Plan, sort: str = "docid", limit: int | None = None) -> list[Docid]:
-        """Live messages that match, in one of the orders of SORTS."""
+    def docids(
+        self,
+        plan: Plan,
+        sort: str = "docid",
+        limit: int | None = None,
+        *,
+        which: Which = Which.LIVE,
+    ) -> list[Docid]:
+        """Messages that match, in one of the orders of SORTS."""
         rows = self.rows(
-            f"SELECT docid FROM message WHERE expunged = 0 AND ({plan.where}) "
+            f"SELECT docid FROM message WHERE {which.value} AND ({plan.where}) "
             f"ORDER BY {SORTS[sort].sql} LIMIT ?",
             (*plan.parameters, -1 if limit is None else limit),
         )
         return [Docid(row[0]) for row in rows]
 
-    def count(self, plan: Plan) -> int:
-        """How many live messages match."""
+    def count(self, plan: Plan, *, which: Which = Which.LIVE) -> int:
+        """How many messages match."""
         return int(
             self.rows(
-                f"SELECT count(*) FROM message WHERE expunged = 0 AND ({plan.where})",
+                f"SELECT count(*) FROM message WHERE {which.value} AND ({plan.where})",
                 plan.parameters,
             )[0][0]
         )

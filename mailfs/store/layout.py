@@ -1,26 +1,34 @@
 """Where things lie inside a store, and the `format` file that says which store this is.
 
-    STORE/  format  lock  index.sqlite3  packs/00000001.pack ...  sidecar/  spool/
+    STORE/  format  lock  in-use  index.sqlite3  packs/00000001.pack ...  sidecar/  spool/
 
 `sidecar` and `spool` hold ordinary files of clients and are made when the first one comes.
 Modes are 0700 and 0600 whatever the umask. `format` is written last by create(), so a store whose
 creation was cut off has none and create() may be run again.
+
+`format` is three lines and, from format 3 on, a fourth with a checksum of them: the store's id stands in every entry name, and
+a flipped letter would rename all mail. `format.bak` is the same again, for a repair.
 """
 
 import os
 import secrets
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from mailfs.errors import FormatTooNew, StoreError, StoreExists, StoreMissing
+import xxhash
+
+from mailfs.errors import FormatTooNew, NotOurs, StoreError, StoreExists, StoreMissing
 from mailfs.ids import PackNumber
-from mailfs.store.schema import FORMAT_VERSION
+from mailfs.store.schema import FIRST_FORMAT_WITH_CHECKSUMS, FORMAT_VERSION
 
 _MAGIC = "mailfs store"
 # Lower-case letters and digits: the id stands in every entry name.
 _STORE_ID_ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
 _STORE_ID_CHARS = 8
 _FOLDERS = ("packs", "sidecar", "spool")
+_CHECK = "check "
+_REPAIR = "run `mailfs verify --repair`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +67,11 @@ class Layout:
         """What is on its way to become a message. May not be there yet."""
         return self.root / "spool"
 
+    @property
+    def damaged(self) -> Path:
+        """What a repair could still read of records that are lost. Mostly not there."""
+        return self.root / "damaged"
+
 
 def new_layout(root: Path) -> Layout:
     """Make the folders of a store and choose its id; `format` is not written yet.
@@ -67,10 +80,13 @@ def new_layout(root: Path) -> Layout:
     """
     if (root / "format").exists():
         raise StoreExists(f"{root} is a mailfs store already")
+    if (root / "format.bak").exists():
+        raise StoreExists(f"{root} is a mailfs store that lost its file `format`: {_REPAIR}")
     foreign = [
         name
         for name in (os.listdir(root) if root.exists() else [])
-        if name not in (*_FOLDERS, "lock", "format.new") and not name.startswith("index.sqlite3")
+        if name not in (*_FOLDERS, "lock", "in-use", "format.new", "format.bak.new")
+        and not name.startswith("index.sqlite3")
     ]
     if foreign:
         raise StoreExists(f"{root} is not empty (it holds {foreign[0]}): name a new folder")
@@ -81,6 +97,9 @@ def new_layout(root: Path) -> Layout:
                 f"{root} holds files in {folder} but no file `format`: put that back, or name a new folder"
             )
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if root.stat().st_uid != os.geteuid():
+        # Somebody laid it out for us, and could change whatever we put there; root could do so all the same.
+        raise StoreExists(f"{root} is somebody else's folder: name a new one")
     root.chmod(0o700)
     layout = Layout(root, _new_store_id())
     layout.packs.mkdir(mode=0o700, exist_ok=True)
@@ -95,30 +114,76 @@ def _new_store_id() -> bytes:
 
 
 def write_format(layout: Layout) -> None:
-    """Write `format`, durably: from now on this is a store, of the format this program writes."""
+    """Write `format`, durably: from now on this is a store, of the format this program writes. And its copy."""
     text = f"{_MAGIC}\nversion {FORMAT_VERSION}\nstore-id {layout.store_id.decode()}\n"
-    temporary = layout.root / "format.new"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    text += f"{_CHECK}{_check(text)}\n"
+    for name in ("format", "format.bak"):
+        _replace(layout.root / name, text.encode())
+
+
+def restore_format(layout: Layout) -> None:
+    """Put `format` back from its copy, durably."""
+    _replace(layout.root / "format", (layout.root / "format.bak").read_bytes())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Give a file this content, durably: the old one or the new one is there, whatever happens."""
+    temporary = path.with_name(f"{path.name}.new")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+    fd = os.open(temporary, flags, 0o600)
     try:
-        os.write(fd, text.encode())
+        view = memoryview(content)
+        while view:
+            view = view[os.write(fd, view) :]
         os.fsync(fd)
     finally:
         os.close(fd)
-    temporary.rename(layout.root / "format")
-    sync_directory(layout.root)
+    temporary.rename(path)
+    sync_directory(path.parent)
+
+
+def _check(text: str) -> str:
+    return xxhash.xxh3_64_hexdigest(text.encode())
 
 
 def open_layout(root: Path) -> Layout:
-    """Read `format`. Raises StoreMissing, StoreError for a foreign file, FormatTooNew."""
+    """Read `format`. Raises StoreMissing, NotOurs, StoreError for a foreign or damaged file, FormatTooNew."""
+    _check_owner(root)
+    return read_format(root, "format")
+
+
+def _check_owner(root: Path) -> None:
+    """Others must not be able to put anything into a store, such as a link in the place of a file. Raises NotOurs.
+
+    The files are not looked at: nobody else can make or replace one in a folder like this. Root may read every store.
+    """
     try:
-        lines = (root / "format").read_text("ascii").splitlines()
+        status = root.stat()
+    except OSError:
+        return  # what is wrong is told by whoever reads the first file
+    if status.st_uid != os.geteuid() != 0:
+        raise NotOurs(f"the store at {root} belongs to another user")
+    if stat.S_ISDIR(status.st_mode) and status.st_mode & 0o022:
+        raise NotOurs(
+            f"others may write into the store at {root}: look what is in it, then chmod 700 {root}"
+        )
+
+
+def read_format(root: Path, name: str) -> Layout:
+    """The same of the file `format` or its copy `format.bak`."""
+    try:
+        text = (root / name).read_text("ascii")
     except FileNotFoundError:
+        if (root / "format.bak").exists():
+            raise StoreError(f"the store at {root} lost its file `{name}`: {_REPAIR}") from None
         raise StoreMissing(f"no mailfs store at {root}: make one with `mailfs init`") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise StoreError(f"cannot read {root}/format: {error}") from error
+        raise StoreError(f"cannot read {root}/{name}: {error}") from error
+    said, has_check, check = text.partition(_CHECK)
+    lines = said.splitlines()
     fields = dict(line.partition(" ")[::2] for line in lines[1:])
     if not lines or lines[0] != _MAGIC or not fields.get("version", "").isdigit():
-        raise StoreError(f"{root}/format is not one of mailfs")
+        raise StoreError(f"{root}/{name} is not one of mailfs")
     version = int(fields["version"])
     if version > FORMAT_VERSION:
         raise FormatTooNew(
@@ -127,7 +192,9 @@ def open_layout(root: Path) -> Layout:
         )
     store_id = fields.get("store-id", "").encode()
     if not store_id.isalnum():
-        raise StoreError(f"{root}/format has no store-id")
+        raise StoreError(f"{root}/{name} has no store-id")
+    if has_check if version < FIRST_FORMAT_WITH_CHECKSUMS else check != f"{_check(said)}\n":
+        raise StoreError(f"{root}/{name} is damaged: {_REPAIR}")
     return Layout(root, store_id, version)
 
 

@@ -23,9 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from mailfs.errors import Busy
+from mailfs.errors import BackPressure, Busy, DeadlinePassed, storage_error
 from mailfs.store.layout import Layout
 
+# How long a person waits before an error is better than patience.
+DEFAULT_DEADLINE_S = 10.0
 # Polling, because flock(2) itself has no deadline. The first tries are close together: a change of
 # flags holds the lock for less than a millisecond.
 _FIRST_WAIT_S = 0.0005
@@ -52,12 +54,26 @@ class Owner(NamedTuple):
 
 @dataclass(slots=True)
 class _Turn:
-    """One acquisition, from its beginning. Times are of the monotonic clock; `held_s` is None until the lock is ours."""
+    """One acquisition, from its beginning. Times are of the monotonic clock; `held_s` is None until the lock is ours.
+
+    `deadline_s` is what the caller has set, if anything.
+    """
 
     purpose: str
     since_s: float
+    deadline_s: float | None
     held_s: float | None = None
     has_waited: bool = False
+
+    @property
+    def patience_s(self) -> float:
+        """How long it may take, from its beginning."""
+        return DEFAULT_DEADLINE_S if self.deadline_s is None else max(self.deadline_s, 0.0)
+
+    def too_late(self, reason: str) -> Busy:
+        """What to raise when it has taken so long."""
+        kind = BackPressure if self.deadline_s is None else DeadlinePassed
+        return kind(f"{reason}; waited {round(self.patience_s, 1):g} s: try again")
 
 
 class Use(NamedTuple):
@@ -104,20 +120,24 @@ class WriterLock:
         _locks.add(self)
 
     @contextmanager
-    def hold(self, purpose: str, deadline_s: float) -> Iterator[None]:
-        """Hold the lock. Raises Busy, naming the holder, when it is not free within `deadline_s` seconds."""
-        turn = _Turn(purpose, time.monotonic())
-        give_up = turn.since_s + deadline_s
-        self._enter(turn, deadline_s)
+    def hold(self, purpose: str, deadline_s: float | None = None) -> Iterator[None]:
+        """Hold the lock. Raises DeadlinePassed, naming the holder, when it is not free within `deadline_s` seconds.
+
+        Without a deadline BackPressure after DEFAULT_DEADLINE_S. Raises StoreError where the file cannot be opened.
+        """
+        turn = _Turn(purpose, time.monotonic(), deadline_s)
+        self._enter(turn)
         try:
-            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            fd = _open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
             try:
-                self._acquire(fd, turn, give_up, deadline_s)
-                _write_owner(fd, purpose)
+                self._acquire(fd, turn)
+                # Without a name in it a lock is one all the same.
+                with suppress(OSError):
+                    write_owner(fd, purpose)
                 yield
             finally:
                 if turn.held_s is not None:
-                    _cross_out(fd)
+                    cross_out(fd)
                 # Closing is not enough: a child forked meanwhile has the same open file.
                 fcntl.flock(fd, fcntl.LOCK_UN)
                 os.close(fd)
@@ -125,43 +145,43 @@ class WriterLock:
             self._turn = None
             self._within_process.release()
 
-    def _enter(self, turn: _Turn, deadline_s: float) -> None:
+    def _enter(self, turn: _Turn) -> None:
         """Past the other threads of this process. Raises Busy."""
         if not self._within_process.acquire(blocking=False):
             turn.has_waited = True
             self._queue[id(turn)] = turn
             try:
-                is_ours = self._within_process.acquire(timeout=max(deadline_s, 0))
+                is_ours = self._within_process.acquire(timeout=turn.patience_s)
             finally:
                 del self._queue[id(turn)]
             if not is_ours:
-                self._count(turn, deadline_s)
-                raise Busy(f"{self._describe_thread()}; {_waited(deadline_s)}")
+                self._count(turn)
+                raise turn.too_late(self._describe_thread())
         self._turn = turn
 
-    def _acquire(self, fd: int, turn: _Turn, give_up: float, deadline_s: float) -> None:
+    def _acquire(self, fd: int, turn: _Turn) -> None:
         """Past the other processes. Raises Busy."""
-        gate = os.open(self._gate_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        # To the store itself a symbolic link may lead, as to the newest backup.
+        gate = _open(self._gate_path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             for waited_for in (gate, fd):
                 if _flock_at_once(waited_for):
                     continue
                 turn.has_waited = True
-                if not _flock_until(waited_for, give_up):
-                    self._count(turn, deadline_s)
-                    raise Busy(
-                        f"the store is being written by {describe_owner(self._path)}; "
-                        f"{_waited(deadline_s)}"
+                if not flock_until(waited_for, turn.since_s + turn.patience_s):
+                    self._count(turn)
+                    raise turn.too_late(
+                        f"the store is being written by {describe_owner(self._path)}"
                     )
         finally:
             os.close(gate)
         turn.held_s = time.monotonic()
-        self._count(turn, deadline_s)
+        self._count(turn)
 
-    def _count(self, turn: _Turn, deadline_s: float) -> None:
+    def _count(self, turn: _Turn) -> None:
         with self._counting:
             self._acquisitions += turn.held_s is not None
-            if not turn.has_waited or deadline_s <= 0:
+            if not turn.has_waited or turn.patience_s <= 0:
                 return
             waited_s = (turn.held_s or time.monotonic()) - turn.since_s
             self._waits += 1
@@ -179,6 +199,16 @@ class WriterLock:
                 f"written by {describe_owner(self._path)}"
             )
         return f"another thread of this process is writing ({turn.purpose})"
+
+    @contextmanager
+    def kept_idle(self) -> Iterator[bool]:
+        """Whether no thread of this process holds the lock or waits for it; within the block none begins then."""
+        is_idle = self._within_process.acquire(blocking=False)
+        try:
+            yield is_idle
+        finally:
+            if is_idle:
+                self._within_process.release()
 
     def owner_or_none(self) -> Owner | None:
         """Who holds the lock now, this process included."""
@@ -213,8 +243,11 @@ def locks_of_this_process() -> list[WriterLock]:
     return list(_locks)
 
 
-def _waited(deadline_s: float) -> str:
-    return f"waited {round(deadline_s, 1):g} s: try again"
+def _open(path: Path, flags: int) -> int:
+    try:
+        return os.open(path, flags | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise storage_error(error, f"cannot open {path} to write the store") from error
 
 
 def _flock_at_once(fd: int, kind: int = fcntl.LOCK_EX) -> bool:
@@ -225,7 +258,8 @@ def _flock_at_once(fd: int, kind: int = fcntl.LOCK_EX) -> bool:
     return True
 
 
-def _flock_until(fd: int, give_up: float, kind: int = fcntl.LOCK_EX) -> bool:
+def flock_until(fd: int, give_up: float, kind: int = fcntl.LOCK_EX) -> bool:
+    """flock(2), until `give_up` on the monotonic clock; whether it was had. Tried once at least."""
     wait_s = _FIRST_WAIT_S
     while not _flock_at_once(fd, kind):
         if time.monotonic() >= give_up:
@@ -235,7 +269,8 @@ def _flock_until(fd: int, give_up: float, kind: int = fcntl.LOCK_EX) -> bool:
     return True
 
 
-def _write_owner(fd: int, purpose: str) -> None:
+def write_owner(fd: int, purpose: str) -> None:
+    """Say in a file that is locked who has locked it, for owner_or_none()."""
     pid = os.getpid()
     command, started = _identity(pid)
     owner = {
@@ -248,7 +283,8 @@ def _write_owner(fd: int, purpose: str) -> None:
     os.pwrite(fd, json.dumps(owner).encode().ljust(_RECORD_BYTES - 1) + b"\n", 0)
 
 
-def _cross_out(fd: int) -> None:
+def cross_out(fd: int) -> None:
+    """Take the name of the owner away, before the lock is let go."""
     # A disk that is full does not matter: the block is there.
     with suppress(OSError):
         os.pwrite(fd, b"\n", 0)
@@ -257,10 +293,11 @@ def _cross_out(fd: int) -> None:
 @functools.lru_cache(maxsize=1)
 def _identity(pid: int) -> tuple[str, int]:
     """Our command, and when we were started. Asked once; a forked child has another pid."""
-    return _command_of(pid), _start_of_or_none(pid) or 0
+    return command_of(pid), _start_of_or_none(pid) or 0
 
 
-def _command_of(pid: int) -> str:
+def command_of(pid: int) -> str:
+    """The name of a process, by proc(5). Raises OSError of one that has ended."""
     return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
 
 
@@ -309,26 +346,37 @@ def describe_owner(path: Path) -> str:
 
 
 def _owner_by_kernel(path: Path) -> Owner | None:
-    """Who holds an flock on a file or folder, by proc_locks(5); None also where the disk has other numbers there (btrfs)."""
+    """Who holds an exclusive flock on a file or folder."""
+    for pid in pids_by_kernel(path, "WRITE"):
+        with suppress(OSError):
+            return Owner(pid, command_of(pid), "", "")
+    return None
+
+
+def pids_by_kernel(path: Path, access: str) -> list[int]:
+    """Who holds an flock on a file or folder, exclusive (WRITE) or shared (READ), by proc_locks(5).
+
+    Empty also where the disk has other numbers there (btrfs), and 0 for a process of another container.
+    """
     try:
         found = path.stat()
         lines = Path("/proc/locks").read_text().splitlines()
     except OSError:
-        return None
+        return []
     place = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
-    for line in lines:
-        _, kind, _, access, pid, where, *_ = line.split()
-        if (kind, access, where) == ("FLOCK", "WRITE", place):
-            with suppress(OSError):
-                return Owner(int(pid), _command_of(int(pid)), "", "")
-    return None
+    locks = (line.split() for line in lines if "->" not in line)  # these wait
+    return [
+        int(pid)
+        for _, kind, _, how, pid, where, *_ in locks
+        if (kind, how, where) == ("FLOCK", access, place)
+    ]
 
 
 def hold_for_writing(fd: int) -> None:
     """Say that a client may be writing a file: seen by every mount of the store until the descriptor is closed."""
     # Who looks whether it is held, holds it for some microseconds.
     with suppress(OSError):
-        _flock_until(fd, time.monotonic() + _LOOKED_AT_S, fcntl.LOCK_SH)
+        flock_until(fd, time.monotonic() + _LOOKED_AT_S, fcntl.LOCK_SH)
 
 
 def is_held_for_writing(path: bytes) -> bool:

@@ -1,31 +1,40 @@
-"""Pack files: append-only runs of records, each file begun with one line that names it.
+"""Pack files: append-only runs of records, see packfile.py for what is in one.
 
 Readers open packs freely and need no lock: acknowledged bytes never change. Appending needs the writer lock.
-A pack's acknowledged end is `pack.size` in the index; what lies behind it was never promised. Whole
-records found there are kept (a verify lists them), a torn one is cut off.
+A pack's acknowledged end is `pack.size` in the index; what lies behind it was never promised. Whole messages
+found there are kept (a verify lists them), a torn one is cut off, and so is a record about the pack, which
+says what has not come to be.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
-from mailfs.errors import Corrupt, storage_error
+from mailfs.errors import ConfigError, Corrupt, storage_error
 from mailfs.ids import PackNumber
+from mailfs.store.dictionaries import Dictionaries
 from mailfs.store.layout import Layout, sync_directory
+from mailfs.store.packfile import PACK_HEAD, PackFile
 from mailfs.store.records import (
     CODEC_CHAIN,
+    CODEC_DICTIONARY,
     FRAME_BYTES,
     HEADER_BYTES,
+    MESSAGE_CODECS,
     Chain,
+    Dictionary,
     ReadPayload,
     RecordHeader,
+    format_dictionary,
+    format_record,
     iter_chain,
+    joined,
     parse_header,
     parse_record,
 )
-from mailfs.store.unpacked import Record
+from mailfs.store.unpacked import MemoryRecord, Record
 
-PACK_HEAD = b"mailfs pack 1\n".ljust(16, b"\0")
 # A pack is followed by a new one at this size: large enough for few files, small enough for rsync and backup.
 PACK_LIMIT_BYTES = 256 * 1024 * 1024
 
@@ -43,46 +52,55 @@ class Location(NamedTuple):
 
 
 class PackReader:
-    """Reads records. May be used by several threads: pread(2) has no position to share."""
+    """Reads records. May be used by several threads; who reads from a pack keeps it open, also when it is removed."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
-        self._fds: dict[PackNumber, int] = {}
+        self._files: dict[PackNumber, PackFile] = {}
+        self._configured_bytes: int | None = None
+        self.dictionaries = Dictionaries(layout)
 
     def close(self) -> None:
-        for fd in self._fds.values():
-            os.close(fd)
-        self._fds.clear()
+        self._files.clear()
+
+    @property
+    def pack_limit_bytes(self) -> int:
+        """A pack of this size is followed by a new one: as STORE/config said when this was asked first."""
+        if self._configured_bytes is None:
+            self._configured_bytes = _configured_bytes(self._layout)
+        return self._configured_bytes or PACK_LIMIT_BYTES
 
     def forget(self, pack: PackNumber) -> None:
-        """Close a pack that is about to be removed."""
-        fd = self._fds.pop(pack, None)
-        if fd is not None:
-            os.close(fd)
+        """Let go of a pack that is about to be removed."""
+        self._files.pop(pack, None)
 
-    def _fd(self, pack: PackNumber) -> int:
-        fd = self._fds.get(pack)
-        if fd is None:
-            try:
-                fd = os.open(self._layout.pack(pack), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            except FileNotFoundError:
-                raise Corrupt(f"pack {pack} is missing") from None
+    def forget_removed(self) -> int:
+        """Let go of packs that others have removed, so that the disk has their room back; how many bytes that is."""
+        removed = [file for file in list(self._files.values()) if file.is_removed]
+        for file in removed:
+            self.forget(file.number)
+        return sum(file.size for file in removed)
+
+    def file(self, pack: PackNumber) -> PackFile:
+        """An open pack. Raises Corrupt when it is missing."""
+        file = self._files.get(pack)
+        if file is None:
             # Another thread may have been faster; then its descriptor stays.
-            kept = self._fds.setdefault(pack, fd)
-            if kept != fd:
-                os.close(fd)
-                fd = kept
-        return fd
+            file = self._files.setdefault(pack, PackFile(self._layout.pack(pack), pack))
+        return file
 
     def head(self, pack: PackNumber) -> bytes:
         """The line a pack begins with; PACK_HEAD in a sound one."""
-        return os.pread(self._fd(pack), len(PACK_HEAD), 0)
+        return self.file(pack).head
 
     def load(self, location: Location) -> bytes:
-        """A whole message, checked against its hash. One pread(2). Raises Corrupt."""
-        record = os.pread(self._fd(location.pack), location.stored, location.offset)
+        """A whole message, checked against its hash. One pread(2) of a small one. Raises Corrupt."""
+        if location.raw > FRAME_BYTES:
+            return joined(self.raw_pieces(location))
+        file = self.file(location.pack)
+        record = file.read(location.stored, location.offset)
         try:
-            return parse_record(record)
+            return parse_record(record, lambda wanted: self.dictionaries.find(wanted, file))
         except Corrupt as error:
             raise Corrupt(f"pack {location.pack} at {location.offset}: {error}") from None
 
@@ -94,8 +112,8 @@ class PackReader:
         if location.raw <= FRAME_BYTES:
             yield self.load(location)
             return
+        header = self.header(location)
         try:
-            header = self.header(location)
             if header.codec != CODEC_CHAIN:
                 raise Corrupt("a large record is no chain")
             yield from iter_chain(header, self._payload(location))
@@ -103,13 +121,13 @@ class PackReader:
             raise Corrupt(f"pack {location.pack} at {location.offset}: {error}") from None
 
     def _payload(self, location: Location) -> ReadPayload:
-        fd = self._fd(location.pack)
+        file = self.file(location.pack)
         base = location.offset + HEADER_BYTES
-        return lambda start, length: os.pread(fd, length, base + start)
+        return lambda start, length: file.read(length, base + start)
 
     def header(self, location: Location) -> RecordHeader:
         """The header of a record. Raises Corrupt."""
-        return parse_header(os.pread(self._fd(location.pack), HEADER_BYTES, location.offset))
+        return self.file(location.pack).header(location.offset)
 
     def chain_or_none(self, location: Location) -> Chain | None:
         """Random access to a large message; None where the record is not a chain."""
@@ -118,18 +136,49 @@ class PackReader:
             return None
         return Chain(header, self._payload(location))
 
+    def open_message(self, location: Location) -> bytes | Chain:
+        """A message as a whole when it is small, else random access to it. Raises Corrupt."""
+        if location.raw <= FRAME_BYTES:
+            return self.load(location)
+        chain = self.chain_or_none(location)
+        return self.load(location) if chain is None else chain
+
     def iter_records(
         self, pack: PackNumber, start: int = len(PACK_HEAD)
     ) -> Iterator[tuple[int, RecordHeader]]:
-        """Offsets and headers from `start`, one after the other; raises Corrupt where no record begins."""
-        fd = self._fd(pack)
-        end = os.fstat(fd).st_size
-        while start < end:
-            header = parse_header(os.pread(fd, HEADER_BYTES, start))
-            if start + HEADER_BYTES + header.stored > end:
-                raise Corrupt(f"pack {pack} at {start}: a record is cut off")
-            yield start, header
-            start += HEADER_BYTES + header.stored
+        """As PackFile.iter_records."""
+        return self.file(pack).iter_records(start)
+
+
+def _configured_bytes(layout: Layout) -> int:
+    """What STORE/config says, 0 where it says nothing; without it nothing is imported to read it."""
+    if not (layout.root / "config").exists():
+        return 0
+    from mailfs.store.config import read_config
+
+    try:
+        return read_config(layout).pack_bytes
+    except ConfigError:
+        return 0  # who reads it for a person complains; mail goes on
+
+
+def promised_end(file: PackFile, size: int) -> int:
+    """Where a pack ends whose acknowledged end is `size`: behind the last whole message.
+
+    What stands behind that was left by a writer that died. A record about the pack there says what has not come to be.
+    Raises Corrupt when the pack is shorter than `size`.
+    """
+    if file.size < size:
+        raise Corrupt(
+            f"pack {file.number} is {file.size} bytes long, the index knows {size}: "
+            "run `mailfs verify`"
+        )
+    with suppress(Corrupt):
+        for offset, header in file.iter_records(size):
+            if header.codec not in MESSAGE_CODECS:
+                break
+            size = offset + HEADER_BYTES + header.stored
+    return size
 
 
 class PackAppender:
@@ -139,20 +188,31 @@ class PackAppender:
     be called after any error, also of open().
     """
 
-    def __init__(self, layout: Layout, reader: PackReader) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        reader: PackReader,
+        newest: Callable[[], Dictionary | None] = lambda: None,
+    ) -> None:
+        """`newest` gives the dictionary of packs that are begun."""
         self._layout = layout
         self._reader = reader
+        self._newest = newest
+        self._limit_bytes = reader.pack_limit_bytes
         self._fd = -1
         self._is_dirty = False
         self._new_packs: list[PackNumber] = []
         # The pack that was there before and where it ended; None when nothing is appended to it.
         self._continued: tuple[PackNumber, int] | None = None
+        # Of the pack at hand: its dictionary, 0 for none, and where its messages begin.
+        self._dictionary_id = 0
+        self._start = len(PACK_HEAD)
         self.pack, self.size = PackNumber(0), 0
         self.finished: list[tuple[PackNumber, int]] = []
 
-    def open(self, pack: PackNumber, size: int) -> None:
+    def open(self, pack: PackNumber, size: int, *, is_sealed: bool = False) -> None:
         """Get ready. `pack` and `size` are the newest pack and its acknowledged end; (0, 0) in a new store."""
-        if pack == 0 or size >= PACK_LIMIT_BYTES:
+        if pack == 0 or is_sealed or size >= self._limit_bytes:
             self._begin_pack(PackNumber(pack + 1))
             return
         self.pack, self.size = pack, size
@@ -162,6 +222,16 @@ class PackAppender:
             raise storage_error(error, f"cannot open pack {pack}") from error
         self._cut_torn_tail()
         self._continued = (pack, self.size)
+        self._look_for_dictionary()
+
+    def begin_pack(self) -> None:
+        """Go on in a new pack, with the newest dictionary; the one before gets nothing more.
+
+        Nothing happens in one that has no message yet, and that dictionary.
+        """
+        newest = self._newest()
+        if self.size > self._start or self._dictionary_id != (newest.id if newest else 0):
+            self._begin_pack(PackNumber(self.pack + 1))
 
     def _begin_pack(self, number: PackNumber) -> None:
         if self._fd >= 0:
@@ -181,8 +251,13 @@ class PackAppender:
             except OSError as error:
                 raise storage_error(error, f"cannot make pack {number}") from error
         self._new_packs.append(number)
-        self.pack, self.size = number, 0
+        self.pack, self.size, self._dictionary_id = number, 0, 0
         self._write(PACK_HEAD)
+        dictionary = self._newest()
+        if dictionary is not None:
+            self._write(format_dictionary(dictionary))
+            self._dictionary_id = dictionary.id
+        self._start = self.size
         try:
             sync_directory(self._layout.packs)
         except OSError as error:
@@ -190,37 +265,51 @@ class PackAppender:
 
     def _cut_torn_tail(self) -> None:
         length = os.fstat(self._fd).st_size
-        if length < self.size:
-            raise Corrupt(
-                f"pack {self.pack} is {length} bytes long, the index knows {self.size}: "
-                "run `mailfs verify`"
-            )
         if length == self.size:
             return
-        try:
-            for offset, header in self._reader.iter_records(self.pack, self.size):
-                self.size = offset + HEADER_BYTES + header.stored
-        except Corrupt:
+        self.size = promised_end(self._reader.file(self.pack), self.size)
+        if self.size < length:
             os.ftruncate(self._fd, self.size)
+
+    def _look_for_dictionary(self) -> None:
+        try:
+            header = self._reader.file(self.pack).first_header_or_none()
+        except Corrupt:
+            return  # then what is appended needs none
+        if header is not None and header.codec == CODEC_DICTIONARY and self.size > self._start:
+            self._dictionary_id = header.dictionary
+            self._start += HEADER_BYTES + header.stored
 
     def append(self, record: Record) -> Location:
         """Write one record. `raw` of the location is taken from its header.
 
-        One that is larger than a pack should be gets a pack of its own.
+        One that is larger than a pack should be gets a pack of its own. One that needs another dictionary than its pack
+        has is made anew: somebody prepared it just before another dictionary came.
         """
-        if self.size + record.stored > PACK_LIMIT_BYTES and self.size > len(PACK_HEAD):
+        if self.size + record.stored > self._limit_bytes and self.size > self._start:
             self._begin_pack(PackNumber(self.pack + 1))
-        offset, raw = self.size, 0
+        offset, header = self.size, None
         try:
             for chunk in record.chunks():
-                if self.size == offset:
-                    raw = parse_header(chunk).raw
+                if header is None:
+                    header = parse_header(chunk)
+                    if header.dictionary not in (0, self._dictionary_id):
+                        return self.append(self._made_anew(chunk, header))
                 self._write(chunk)
         except BaseException:
             # The next record is written over what there is of this one.
             self.size = offset
             raise
-        return Location(self.pack, offset, record.stored, raw)
+        assert header is not None
+        return Location(self.pack, offset, self.size - offset, header.raw)
+
+    def _made_anew(self, record: bytes, header: RecordHeader) -> MemoryRecord:
+        find = self._reader.dictionaries.find
+        raw = parse_record(record, find)
+        dictionary = None
+        if self._dictionary_id:
+            dictionary = find(self._dictionary_id, self._reader.file(self.pack))
+        return MemoryRecord(format_record(raw, header.hash, dictionary))
 
     def _write(self, data: bytes) -> None:
         self._is_dirty = True
@@ -243,6 +332,16 @@ class PackAppender:
             # "Can Applications Recover from fsync Failures?"): the caller rolls back instead.
             raise storage_error(error, f"cannot sync pack {self.pack}") from error
 
+    @property
+    def has_grown(self) -> bool:
+        """Something whole was appended, or a pack begun."""
+        return self.ends != [self._continued]
+
+    @property
+    def ends(self) -> list[tuple[PackNumber, int]]:
+        """The packs that were written, and where they end."""
+        return [*self.finished, (self.pack, self.size)]
+
     def sync(self) -> None:
         """Make everything appended durable. Raises StoreError or StoreFull; then call rollback()."""
         if self._is_dirty:
@@ -250,15 +349,20 @@ class PackAppender:
             self._is_dirty = False
 
     def rollback(self) -> None:
-        """Take back everything appended; the packs end where they did."""
+        """Take back everything appended; the packs end where they did.
+
+        Raises nothing: what cannot be taken back was promised to nobody, and the next writer deals with it.
+        """
         for number in self._new_packs:
             self._reader.forget(number)
-            self._layout.pack(number).unlink(missing_ok=True)
+            with suppress(OSError):
+                self._layout.pack(number).unlink(missing_ok=True)
         if self._continued is not None:
             pack, size = self._continued
             path = self._layout.pack(pack)
-            if path.stat().st_size > size:
-                os.truncate(path, size)
+            with suppress(OSError):
+                if path.stat().st_size > size:
+                    os.truncate(path, size)
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -13,10 +13,12 @@ from mailfs.ids import Keyword
 from mailfs.message.keywords import ATTACHMENT
 from mailfs.message.parse import ParsedMessage, parse_message
 from mailfs.store.layout import Layout
-from mailfs.store.records import FRAME_BYTES, blob_hash, format_record
+from mailfs.store.records import FRAME_BYTES, Dictionary, RecordHeader, blob_hash, format_record
 from mailfs.store.unpacked import MemoryRecord, Record, spool_chain
 
 _NS = 1_000_000_000
+# What a repair gives to a message nobody knew of.
+RECOVERED = Keyword("recovered")
 # Words are looked for in so much of a message, a whole number of frames: text stands before attachments, and
 # parsing takes several times the memory of what is parsed.
 PARSED_BYTES = 32 * FRAME_BYTES
@@ -38,15 +40,21 @@ class NewMessage:
 
 
 def prepare_message(
-    raw: bytes, flags: int, keywords: tuple[Keyword, ...], received_ns: int | None
+    raw: bytes,
+    flags: int,
+    keywords: tuple[Keyword, ...],
+    received_ns: int | None,
+    dictionary: Dictionary | None = None,
 ) -> NewMessage:
-    """Parse, hash and compress. Without `received_ns` the newest Received counts, then Date, then now.
+    """Parse, hash and compress, with the newest dictionary of the store, if any.
+
+    Without `received_ns` the newest Received counts, then Date, then now.
 
     Never raises, whatever the bytes. Beyond PARSED_BYTES nothing is looked at for words and attachments.
     """
     digest = blob_hash(raw)
-    record = MemoryRecord(format_record(raw, digest))
-    parsed = _parse(raw, len(raw))
+    record = MemoryRecord(format_record(raw, digest, dictionary))
+    parsed = parse_start(raw, len(raw))
     return _new_message(digest, record, len(raw), parsed, flags, keywords, received_ns)
 
 
@@ -57,6 +65,7 @@ def prepare_file(
     keywords: tuple[Keyword, ...],
     received_ns: int | None,
     layout: Layout,
+    dictionary: Dictionary | None = None,
 ) -> NewMessage:
     """The same for the message in an open file of `size` bytes: the same record, the same words.
 
@@ -66,7 +75,7 @@ def prepare_file(
     """
     if size <= _IN_MEMORY_BYTES:
         raw = b"".join(_iter_frames(fd, size))
-        return prepare_message(raw, flags, keywords, received_ns)
+        return prepare_message(raw, flags, keywords, received_ns, dictionary)
     start: list[bytes] = []
 
     def keep_start() -> Iterator[bytes]:
@@ -76,7 +85,7 @@ def prepare_file(
             yield frame
 
     record = spool_chain(layout, size, keep_start())
-    parsed = _parse(b"".join(start), size)
+    parsed = parse_start(b"".join(start), size)
     return _new_message(record.header.hash, record, size, parsed, flags, keywords, received_ns)
 
 
@@ -97,7 +106,7 @@ def _read(fd: int, length: int, start: int) -> bytes:
         raise storage_error(error, "cannot read a message to be stored") from error
 
 
-def _parse(raw: bytes, size: int) -> ParsedMessage:
+def parse_start(raw: bytes, size: int) -> ParsedMessage:
     """What is known of a message of `size` bytes, of which `raw` is at least the part that is looked at."""
     parsed = parse_message(raw[:PARSED_BYTES])
     return parsed if size <= PARSED_BYTES else replace(parsed, is_partial=True)
@@ -112,11 +121,6 @@ def _new_message(
     keywords: tuple[Keyword, ...],
     received_ns: int | None,
 ) -> NewMessage:
-    now_ns = time.time_ns()
-    # An mtime of 0 is what archives and copies without a time leave behind: no time at all.
-    if not received_ns:
-        seconds = parsed.received_s if parsed.received_s is not None else parsed.date_s
-        received_ns = now_ns if seconds is None else seconds * _NS
     return NewMessage(
         digest=digest,
         record=record,
@@ -124,6 +128,22 @@ def _new_message(
         parsed=parsed,
         flags=flags | (ATTACHMENT if parsed.has_attachment else 0),
         keywords=keywords,
-        # A date of the future would make the entry's mtime run ahead of the clock.
-        received_ns=min(max(received_ns, 0), now_ns),
+        received_ns=received_of(parsed, received_ns),
     )
+
+
+def prepare_record(record: Record, header: RecordHeader, start: bytes) -> NewMessage:
+    """A message nobody knows of, found in a record: `start` is at least the part that is parsed. Keyword `recovered`."""
+    parsed = parse_start(start, header.raw)
+    return _new_message(header.hash, record, header.raw, parsed, 0, (RECOVERED,), None)
+
+
+def received_of(parsed: ParsedMessage, known_ns: int | None) -> int:
+    """When a message came (ns), between 1970 and now: as is known, else by its fields, else now."""
+    now_ns = time.time_ns()
+    # An mtime of 0 is what archives and copies without a time leave behind: no time at all.
+    if not known_ns:
+        seconds = parsed.received_s if parsed.received_s is not None else parsed.date_s
+        known_ns = now_ns if seconds is None else seconds * _NS
+    # A date of the future would make the entry's mtime run ahead of the clock.
+    return min(max(known_ns, 0), now_ns)

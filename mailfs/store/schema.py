@@ -6,15 +6,21 @@ modseq and stamps the message rows it touches with it, so the change feed is `me
 SQLite's user_version is the format of the tables, from format 3 on. The file `format` says the same of the whole store.
 """
 
-# 2: table entry. 3: sealed packs, dictionaries, the journal.
+# 2: table entry. 3: sealed packs, dictionaries, the journal, checksums on the pages.
 FORMAT_VERSION = 3
+FIRST_FORMAT_WITH_CHECKSUMS = 3
 
-# One row. `modseq`: the last one given out. `searches_modseq`: the modseq of the last change to `search`.
+# One row.
+#   modseq            the last one given out
+#   searches_modseq   that of the last change to `search`
+#   reclaimed_modseq  the largest a row of `message` had that was reclaimed: who follows the change feed and has not
+#                     come so far missed that these messages were expunged
 _STATE = """
 CREATE TABLE state(
   only INTEGER PRIMARY KEY CHECK (only = 1),
   modseq INTEGER NOT NULL,
-  searches_modseq INTEGER NOT NULL
+  searches_modseq INTEGER NOT NULL,
+  reclaimed_modseq INTEGER NOT NULL DEFAULT 0
 )"""
 
 # One row a message; narrow, because whole-table scans fill the views.
@@ -46,7 +52,7 @@ CREATE INDEX message_date ON message(date);
 
 # What a list of messages shows (IMAP's word): decoded header fields, '' where absent.
 # message_id is without its angle brackets.
-_ENVELOPE = """
+ENVELOPE = """
 CREATE TABLE envelope(
   docid INTEGER PRIMARY KEY,
   message_id TEXT NOT NULL,
@@ -78,6 +84,9 @@ CREATE TABLE message_blob(
 CREATE INDEX message_blob_blob ON message_blob(blob_id);
 """
 
+# What lies where in a pack, in order. New blobs go to its right edge, which costs 1 us each.
+_BLOB_PLACE = "CREATE INDEX IF NOT EXISTS blob_place ON blob(pack, offset)"
+
 # Pack files. `size` is the end of the last acknowledged record: bytes behind it were never promised. `sealed`: 1 when
 # the pack ends with a footer and never changes again.
 _PACK = """
@@ -97,12 +106,15 @@ CREATE TABLE IF NOT EXISTS dead_pack(
 #   dictionary_id  the first 4 bytes of `hash`, little endian, never 0; stands in the records' headers
 #   hash           xxh3-128 of `bytes`
 #   made_ns        the newest is used for new records
+#   messages       how many the store had then: it is made anew when there are many more
+#   bytes          last, because a row is read up to the column asked for
 _DICTIONARY = """
 CREATE TABLE IF NOT EXISTS dictionary(
   dictionary_id INTEGER PRIMARY KEY,
   hash BLOB NOT NULL,
-  bytes BLOB NOT NULL,
-  made_ns INTEGER NOT NULL
+  made_ns INTEGER NOT NULL,
+  messages INTEGER NOT NULL,
+  bytes BLOB NOT NULL
 )"""
 
 # The users' own keywords; system keywords are bits in message.flags.
@@ -190,7 +202,7 @@ CREATE TABLE IF NOT EXISTS journal(
   last_added INTEGER NOT NULL,
   undoes INTEGER NOT NULL
 );
-CREATE INDEX IF NOT EXISTS journal_operation ON journal(operation);
+CREATE INDEX IF NOT EXISTS journal_operation ON journal(operation) WHERE operation <> modseq;
 CREATE TABLE IF NOT EXISTS journal_change(
   modseq INTEGER NOT NULL,
   docid INTEGER NOT NULL,
@@ -202,7 +214,6 @@ CREATE TABLE IF NOT EXISTS journal_change(
   removed TEXT NOT NULL,
   PRIMARY KEY (modseq, docid)
 ) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS journal_change_docid ON journal_change(docid);
 CREATE TABLE IF NOT EXISTS journal_event(
   modseq INTEGER NOT NULL,
   number INTEGER NOT NULL,
@@ -218,7 +229,7 @@ _EXPUNGED = "CREATE INDEX IF NOT EXISTS message_expunged ON message(expunged) WH
 
 # Words. Contentless: the text itself is in the packs. rowid is the docid. `recipient` is To; `cc` is Cc and
 # Bcc; `list` is the List-Id; `attachment` the file names. unicode61: 44 MB/s against 4 MB/s of TR29.
-_MESSAGE_TEXT = """
+MESSAGE_TEXT = """
 CREATE VIRTUAL TABLE message_text USING fts5(
   sender, recipient, cc, subject, body, attachment, list,
   content='', contentless_delete=1, tokenize="unicode61 remove_diacritics 2"
@@ -233,8 +244,9 @@ TABLES = (
     _STATE,
     _MESSAGE,
     _EXPUNGED,
-    _ENVELOPE,
+    ENVELOPE,
     _BLOB,
+    _BLOB_PLACE,
     _PACK,
     _DEAD_PACK,
     _DICTIONARY,
@@ -244,7 +256,7 @@ TABLES = (
     _ENTRY,
     _VIEW_STATE,
     _JOURNAL,
-    _MESSAGE_TEXT,
+    MESSAGE_TEXT,
     f"PRAGMA user_version = {FORMAT_VERSION}",
 )
 
@@ -252,7 +264,9 @@ TABLES = (
 CHANGES = {
     2: (_ENTRY,),
     3: (
+        "ALTER TABLE state ADD COLUMN reclaimed_modseq INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE pack ADD COLUMN sealed INTEGER NOT NULL DEFAULT 0",
+        _BLOB_PLACE,
         _DEAD_PACK,
         _DICTIONARY,
         _EXPUNGED,

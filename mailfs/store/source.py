@@ -10,8 +10,9 @@ from mailfs.search.plan import Plan
 from mailfs.store.database import Row
 
 # Below SQLite's 32,766 parameters, and few enough that a statement is compiled once and found again.
-# FTS5 begins its search anew for each rowid that is named: 26 us. A range is one search.
+# FTS5 begins its search anew for each rowid that is named: 26 us, and as much for every few words. A range is one search.
 _FEW = 100
+_FEW_CHARS = 20_000
 _CHUNK = 500
 
 
@@ -64,7 +65,7 @@ class IndexSource:
         return found
 
     def text_hits(self, expression: str, docids: AbstractSet[Docid]) -> set[Docid]:
-        if len(docids) > _FEW:
+        if len(docids) > _FEW or len(docids) * len(expression) > _FEW_CHARS:
             rows = self._index.rows(
                 "SELECT rowid FROM message_text WHERE message_text MATCH ? AND rowid BETWEEN ? AND ?",
                 (expression, min(docids), max(docids)),

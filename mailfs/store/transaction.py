@@ -4,42 +4,34 @@ Made and ended by Writer.transaction. Changes are seen by this transaction's own
 is committed.
 """
 
+import math
 import time
-from collections.abc import Iterable, Sequence
-from enum import Enum
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 
 import apsw
 
-from mailfs.errors import Corrupt, KeywordInUse, NoSuchMessage, StoreError
-from mailfs.ids import BlobId, Docid, Keyword, Modseq, PackNumber, SearchId
+from mailfs.errors import Corrupt, NoSuchMessage
+from mailfs.ids import Docid, Keyword, Modseq, SearchId
 from mailfs.message.keywords import ATTACHMENT, DELETED, DELETED_BY_ENTRY, DELETED_LETTER
 from mailfs.message.maildir import Base, format_base
+from mailfs.message.parse import ParsedMessage
 from mailfs.search.match import matching
 from mailfs.search.tree import Query
+from mailfs.store.adding import Added, Additions
 from mailfs.store.database import Row
 from mailfs.store.entries import EntryRows
+from mailfs.store.journal import RECLAIMED, REPAIRED, JournalRows, Operation
+from mailfs.store.keywords import KeywordRows
 from mailfs.store.layout import Layout
-from mailfs.store.packs import Location, PackAppender, PackReader
+from mailfs.store.packs import Location, PackReader
 from mailfs.store.prepare import NewMessage
+from mailfs.store.reclaim import Reclaimed, expunged_among, reclaim
+from mailfs.store.remake import remake
 from mailfs.store.saved import SearchRows, ViewState, ViewStateRows
 from mailfs.store.source import IndexSource
 from mailfs.store.stamp import Stamp
-from mailfs.store.threads import assign_thread
 from mailfs.store.unpacked import Record
-
-
-class Outcome(Enum):
-    """What became of a message that was to be added."""
-
-    ADDED = "added"
-    KNOWN = "known"  # the same bytes are a live message
-    EXPUNGED = "expunged"  # the same bytes were a message, and somebody removed it
-
-
-class Added(NamedTuple):
-    docid: Docid
-    outcome: Outcome
 
 
 class Transaction:
@@ -49,14 +41,16 @@ class Transaction:
     """
 
     def __init__(
-        self, connection: apsw.Connection, layout: Layout, packs: PackReader, durable: bool
+        self,
+        connection: apsw.Connection,
+        layout: Layout,
+        packs: PackReader,
+        durable: bool,
+        operation: Operation,
+        admit: Callable[[int], None],
     ) -> None:
         self._sql = connection
         self._layout = layout
-        self._packs = packs
-        self._durable = durable
-        self._appender: PackAppender | None = None
-        self._keyword_ids: dict[Keyword, int] = {}
         row = connection.execute(
             "SELECT modseq + 1, (SELECT max(seq) + 1 FROM sqlite_sequence WHERE name = 'message') "
             "FROM state"
@@ -64,9 +58,20 @@ class Transaction:
         if row is None:
             raise Corrupt(f"the index {layout.index} has no state row")
         self._stamp = Stamp(connection, Modseq(row[0]), time.time_ns())
-        self._next_docid = row[1] or 1
+        self._journal = JournalRows(connection, self._stamp, operation)
+        self._keywords = KeywordRows(connection, self._stamp, self._journal)
+        self._additions = Additions(
+            connection,
+            layout,
+            packs,
+            self._stamp,
+            self._keywords,
+            Docid(row[1] or 1),
+            admit,
+            durable=durable,
+        )
         self.entries = EntryRows(connection, self._stamp)
-        self.searches = SearchRows(connection, self._stamp)
+        self.searches = SearchRows(connection, self._stamp, self._journal)
         self._view_states = ViewStateRows(connection, self._stamp)
 
     @property
@@ -84,113 +89,55 @@ class Transaction:
         """Something a reader must notice has changed: the modseq is taken at the end."""
         return self._stamp.is_used
 
+    @property
+    def has_written(self) -> bool:
+        """Something was written, whether readers must notice it or not."""
+        return self._stamp.is_used or self._stamp.must_commit
+
     def rows(self, statement: str, parameters: Sequence[object] = ()) -> list[Row]:
         """All rows of one statement on this connection. For the modules of store/ only."""
         return self._sql.execute(statement, tuple(parameters)).fetchall()
 
+    # --- for the modules of store/ only
+
+    def write(self, statement: str, parameters: Sequence[object] = ()) -> int:
+        """Change rows in a way that no reader need notice; how many there were."""
+        self._sql.execute(statement, tuple(parameters))
+        self._stamp.must_commit = True
+        return self._sql.changes()
+
+    def touch(self, docid: Docid) -> None:
+        """Stamp a message whose rows were changed by write(): the change feed tells of it."""
+        self._stamp.put_on(docid)
+
+    def remake(self, docid: Docid, parsed: ParsedMessage) -> None:
+        """Make anew all that the index says of a message by its bytes."""
+        remake(self._sql, self._stamp, docid, parsed)
+
+    def say_repaired(self, where: str, what: str, how: str) -> None:
+        """Put into the journal that this transaction repairs something."""
+        self._journal.add_event(REPAIRED, None, {"where": where, "what": what, "how": how})
+        self._stamp.is_used = True
+
+    def append(self, record: Record) -> Location:
+        """Put a whole record behind the newest pack; rows that name it are the caller's. Needs a durable transaction."""
+        self._stamp.must_commit = True
+        return self._additions.append(record)
+
+    def begin_pack(self) -> None:
+        """Go on in a new pack, with the newest dictionary; nothing is appended to the one before any more."""
+        self._additions.begin_pack()
+        self._stamp.must_commit = True
+
     # --- messages
 
-    def add(self, new: NewMessage) -> Added:
-        """Add a message unless its bytes are known. Needs a durable transaction.
+    def add(self, new: NewMessage, *, force_sync: bool = True) -> Added:
+        """Add a message unless its bytes are known. Needs a durable transaction, unless without `force_sync`.
 
-        Its thread, words and keywords are indexed. A known message is left as it is.
+        Its thread, words and keywords are indexed. A known message is left as it is. Its bytes are synced before the
+        index names them in any case.
         """
-        if not self._durable:
-            raise StoreError("a message can only be added durably")
-        blob_id = self._find_blob_or_none(new)
-        if blob_id is not None:
-            known = self._sql.execute(
-                "SELECT message.docid, expunged FROM message_blob JOIN message USING (docid) "
-                "WHERE blob_id = ? ORDER BY expunged LIMIT 1",
-                (blob_id,),
-            ).fetchone()
-            if known is not None:
-                outcome = Outcome.EXPUNGED if known[1] else Outcome.KNOWN
-                return Added(Docid(known[0]), outcome)
-        else:
-            blob_id = self._put_blob(new)
-        self._stamp.is_used = True
-        return Added(self._insert_message(new, blob_id), Outcome.ADDED)
-
-    def _find_blob_or_none(self, new: NewMessage) -> BlobId | None:
-        for blob_id, pack, offset, stored, size in self._sql.execute(
-            "SELECT blob_id, pack, offset, stored, raw FROM blob WHERE hash = ?", (new.digest,)
-        ):
-            if size == new.size and self._holds(Location(pack, offset, stored, size), new.record):
-                return BlobId(blob_id)
-        return None
-
-    def _holds(self, location: Location, record: Record) -> bool:
-        """Whether the same bytes lie there, compared piece by piece."""
-        pieces = self._packs.raw_pieces(location)
-        for piece in record.raw_pieces():
-            try:
-                if next(pieces, None) != piece:
-                    return False
-            except Corrupt:
-                return False  # the copy we have cannot be read: a second one mends that
-        return True
-
-    def _put_blob(self, new: NewMessage) -> BlobId:
-        if self._appender is None:
-            newest = self._sql.execute(
-                "SELECT pack, size FROM pack ORDER BY pack DESC LIMIT 1"
-            ).fetchone()
-            pack, size = newest or (0, 0)
-            self._appender = PackAppender(self._layout, self._packs)
-            self._appender.open(PackNumber(pack), size)
-        where = self._appender.append(new.record)
-        self._sql.execute(
-            "INSERT INTO blob(hash, pack, offset, stored, raw) VALUES (?, ?, ?, ?, ?)",
-            (new.digest, where.pack, where.offset, where.stored, where.raw),
-        )
-        return BlobId(self._sql.last_insert_rowid())
-
-    def _insert_message(self, new: NewMessage, blob_id: BlobId) -> Docid:
-        sql, parsed = self._sql, new.parsed
-        date = parsed.date_s if parsed.date_s is not None else new.received_ns // 1_000_000_000
-        docid = Docid(self._next_docid)
-        self._next_docid += 1
-        message_ids = (
-            (parsed.message_id, *parsed.references) if parsed.message_id else parsed.references
-        )
-        thread = assign_thread(sql, docid, message_ids, self.modseq, self.now_ns)
-        sql.execute(
-            "INSERT INTO message VALUES (?, ?, ?, 0, ?, ?, ?, ?, ?)",
-            (
-                docid,
-                self.modseq,
-                new.flags,
-                new.size,
-                new.received_ns,
-                self.now_ns,
-                date,
-                thread,
-            ),
-        )
-        sql.execute("INSERT INTO message_blob VALUES (?, ?)", (docid, blob_id))
-        sql.execute(
-            "INSERT INTO envelope VALUES (?, ?, ?, ?, ?)",
-            (docid, parsed.message_id, parsed.sender, parsed.recipient, parsed.subject),
-        )
-        sql.execute(
-            "INSERT INTO message_text"
-            "(rowid, sender, recipient, cc, subject, body, attachment, list) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                docid,
-                parsed.sender,
-                parsed.recipient,
-                parsed.cc,
-                parsed.subject,
-                parsed.body,
-                parsed.attachment,
-                parsed.list_id,
-            ),
-        )
-        for keyword in new.keywords:
-            self._link(docid, keyword)
-        return docid
+        return self._additions.add(new, force_sync=force_sync)
 
     # --- what is so
 
@@ -200,10 +147,19 @@ class Transaction:
 
     def flags(self, docid: Docid) -> int:
         """The bits of a message, live or expunged. Raises NoSuchMessage."""
-        found = self.rows("SELECT flags FROM message WHERE docid = ?", (docid,))
-        if not found:
+        return self._state_of(docid)[0]
+
+    def state_or_none(self, docid: Docid) -> tuple[int, int] | None:
+        """Flags of a message, and when it was expunged, 0 for a live one."""
+        found = self.rows("SELECT flags, expunged FROM message WHERE docid = ?", (docid,))
+        return (int(found[0][0]), int(found[0][1])) if found else None
+
+    def _state_of(self, docid: Docid) -> tuple[int, int]:
+        """The same. Raises NoSuchMessage."""
+        state = self.state_or_none(docid)
+        if state is None:
             raise NoSuchMessage(f"no message {docid}")
-        return int(found[0][0])
+        return state
 
     def base_of(self, docid: Docid) -> bytes:
         """The canonical base name of a message, live or expunged. Raises NoSuchMessage."""
@@ -215,13 +171,7 @@ class Transaction:
 
     def keywords(self, docid: Docid) -> frozenset[Keyword]:
         """The user's own keywords of a message."""
-        return frozenset(
-            Keyword(name)
-            for (name,) in self._sql.execute(
-                "SELECT name FROM message_keyword JOIN keyword USING (keyword_id) WHERE docid = ?",
-                (docid,),
-            )
-        )
+        return self._keywords.of(docid)
 
     def matches(self, query: Query, docid: Docid) -> bool:
         """Whether a message matches, live or expunged, with the changes made so far."""
@@ -232,10 +182,11 @@ class Transaction:
 
     def edit_flags(self, docid: Docid, add: int, remove: int) -> bool:
         """Set and clear bits of a message; False where nothing changed. Raises NoSuchMessage."""
-        before = self.flags(docid)
+        before, expunged = self._state_of(docid)
         flags = (before & ~remove) | add
         if flags == before:
             return False
+        self._journal.change_of(docid, before, expunged).flags_after = flags
         self._sql.execute("UPDATE message SET flags = ? WHERE docid = ?", (flags, docid))
         self._stamp.put_on(docid)
         if before & ~flags & DELETED_BY_ENTRY:
@@ -250,81 +201,95 @@ class Transaction:
 
         Raises NoSuchMessage.
         """
-        self.flags(docid)
-        changed = False
-        for keyword in add:
-            changed |= self._link(docid, keyword)
-        for keyword in remove:
-            self._sql.execute(
-                "DELETE FROM message_keyword WHERE docid = ? AND keyword_id = "
-                "(SELECT keyword_id FROM keyword WHERE name = ?)",
-                (docid, keyword),
-            )
-            changed |= self._sql.changes() > 0
-        if changed:
-            self._stamp.put_on(docid)
-        return changed
+        state = self._state_of(docid)
+        added = [keyword for keyword in add if self._keywords.link(docid, keyword)]
+        removed = [keyword for keyword in remove if self._keywords.unlink(docid, keyword)]
+        if not added and not removed:
+            return False
+        change = self._journal.change_of(docid, *state)
+        for keyword in added:
+            change.put_on(keyword)
+        for keyword in removed:
+            change.take_off(keyword)
+        self._stamp.put_on(docid)
+        return True
 
-    def _link(self, docid: Docid, keyword: Keyword) -> bool:
-        self._sql.execute(
-            "INSERT OR IGNORE INTO message_keyword VALUES (?, ?)",
-            (self._keyword_id(keyword), docid),
-        )
-        return self._sql.changes() > 0
+    def rename_keyword(
+        self, old: Keyword, new: Keyword, but: AbstractSet[Docid] = frozenset()
+    ) -> None:
+        """Put `new` in the place of `old` on all messages but these.
 
-    def _keyword_id(self, keyword: Keyword) -> int:
-        keyword_id = self._keyword_ids.get(keyword)
-        if keyword_id is None:
-            self._sql.execute("INSERT OR IGNORE INTO keyword(name) VALUES (?)", (keyword,))
-            found = self.rows("SELECT keyword_id FROM keyword WHERE name = ?", (keyword,))
-            keyword_id = self._keyword_ids[keyword] = int(found[0][0])
-        return keyword_id
+        Raises KeywordInUse when a live one has `new`.
+        """
+        self._keywords.rename(old, new, but)
 
-    def rename_keyword(self, old: Keyword, new: Keyword) -> None:
-        """Put `new` in the place of `old` on all messages. Raises KeywordInUse when a live one has `new`."""
-        if old == new:
+    def expunge(self, docid: Docid) -> bool:
+        """Mark a message expunged; its chosen names go. Its row, keywords and bytes stay until they are reclaimed.
+
+        False, and nothing happens, to one that is expunged already or not there.
+        """
+        if not self.is_live(docid):
+            return False
+        self.set_expunged(docid, self.now_ns // 1_000_000_000)
+        return True
+
+    def set_expunged(self, docid: Docid, expunged: int) -> None:
+        """Make a message one that was expunged at this second, or with 0 a live one; all else of it stays.
+
+        Raises NoSuchMessage.
+        """
+        flags, before = self._state_of(docid)
+        if before == expunged:
             return
-        if self.rows(
-            "SELECT 1 FROM message JOIN message_keyword USING (docid) JOIN keyword USING (keyword_id) "
-            "WHERE name = ? AND expunged = 0 LIMIT 1",
-            (new,),
-        ):
-            raise KeywordInUse(f"messages have the keyword {new} already")
-        old_id, new_id = self._keyword_id(old), self._keyword_id(new)
-        for (docid,) in self.rows(
-            "SELECT docid FROM message_keyword WHERE keyword_id = ?", (old_id,)
-        ):
-            self._stamp.put_on(Docid(docid))
-        # An expunged message may have both.
-        self._sql.execute(
-            "UPDATE OR REPLACE message_keyword SET keyword_id = ? WHERE keyword_id = ?",
-            (new_id, old_id),
-        )
-
-    def expunge(self, docid: Docid) -> None:
-        """Mark a message expunged; its chosen names go. Its row and bytes stay until they are reclaimed."""
-        self._sql.execute(
-            "UPDATE message SET expunged = ? WHERE docid = ? AND expunged = 0",
-            (self.now_ns // 1_000_000_000, docid),
-        )
-        if self._sql.changes():
-            self._stamp.put_on(docid)
+        self._journal.change_of(docid, flags, before).expunged_after = expunged
+        self._sql.execute("UPDATE message SET expunged = ? WHERE docid = ?", (expunged, docid))
+        self._stamp.put_on(docid)
+        if expunged:
             self.entries.remove_everywhere(docid)
+
+    def undelete(self, docid: Docid) -> bool:
+        """Make an expunged message live again, as it was, but for a mark that it is to be deleted.
+
+        False for a live one. Raises NoSuchMessage.
+        """
+        if not self._state_of(docid)[1]:
+            return False
+        self.set_expunged(docid, 0)
+        self.edit_flags(docid, 0, DELETED | DELETED_BY_ENTRY)
+        return True
 
     def revive(self, docid: Docid) -> None:
         """Make an expunged message live again, as if it had just come: no keywords of the user's own, no flags.
 
         Nothing happens to a live one. Raises NoSuchMessage.
         """
-        flags = self.flags(docid)
-        if self.is_live(docid):
-            return
-        self._sql.execute("DELETE FROM message_keyword WHERE docid = ?", (docid,))
-        self._sql.execute(
-            "UPDATE message SET expunged = 0, flags = ? WHERE docid = ?",
-            (flags & ATTACHMENT, docid),
+        flags, expunged = self._state_of(docid)
+        if expunged:
+            self.set_expunged(docid, 0)
+            self.edit_keywords(docid, remove=self.keywords(docid))
+            self.edit_flags(docid, 0, flags & ~ATTACHMENT)
+
+    def reclaim(self, docids: Sequence[Docid], until_s: float = math.inf) -> Reclaimed:
+        """Delete messages that were expunged before `until_s`, and give up their bytes where no other message has them.
+
+        Others, live ones and unknown ones are left out. Needs a durable transaction.
+        """
+        gone = expunged_among(self._sql, docids, until_s)
+        if not gone:
+            return Reclaimed(0, 0, 0)
+        reclaimed = reclaim(self._sql, gone, self._additions.append)
+        self._journal.forget_messages(frozenset(gone))
+        self._journal.add_event(
+            RECLAIMED,
+            None,
+            {"messages": reclaimed.messages, "bytes": reclaimed.stored_bytes},
         )
-        self._stamp.put_on(docid)
+        self._stamp.is_used = True
+        return reclaimed
+
+    def forget_journal(self, modseq: Modseq) -> None:
+        """Drop what the journal says of an old transaction. No reader need notice."""
+        self._journal.forget(modseq)
 
     def settle_deleted(self, docid: Docid) -> None:
         """Take $deleted off a message that had it from entries, when none of them says so any more."""
@@ -348,27 +313,22 @@ class Transaction:
 
     def commit(self) -> None:
         """Sync the packs, then commit the index. On an error nothing is committed."""
-        if self._appender is not None:
-            self._appender.sync()
-            ends = [*self._appender.finished, (self._appender.pack, self._appender.size)]
-            self._sql.executemany(
-                "INSERT INTO pack(pack, size) VALUES (?, ?) "
-                "ON CONFLICT (pack) DO UPDATE SET size = excluded.size",
-                ends,
-            )
+        self._additions.sync_packs()
         if self.changed:
+            self._journal.write(self._additions.first, self._additions.next)
             self._sql.execute("UPDATE state SET modseq = ?", (self.modseq,))
-        self._sql.execute("COMMIT" if self.changed or self._stamp.must_commit else "ROLLBACK")
+        self._sql.execute("COMMIT" if self.has_written else "ROLLBACK")
+        self._journal.committed()
 
     def is_committed(self) -> bool:
         """What the index says, which knows best: an interrupt may come right behind the COMMIT."""
+        if not self.changed:
+            return self._additions.is_acknowledged()
         row = self._sql.execute("SELECT modseq FROM state").fetchone()
         return row is None or row[0] == self.modseq
 
     def take_back_packs(self) -> None:
-        if self._appender is not None:
-            self._appender.rollback()
+        self._additions.take_back_packs()
 
     def close(self) -> None:
-        if self._appender is not None:
-            self._appender.close()
+        self._additions.close()

@@ -7,12 +7,14 @@ import weakref
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
-from mailfs.errors import StoreError, storage_error
+from mailfs.errors import Corrupt, StoreError, storage_error
 from mailfs.store.layout import Layout
+from mailfs.store.packfile import PackFile
 from mailfs.store.records import (
     CODEC_CHAIN,
     FRAME_BYTES,
     HEADER_BYTES,
+    FindDictionary,
     RecordHeader,
     blob_hasher,
     compress_frame,
@@ -39,7 +41,7 @@ class Record(Protocol):
         """The record in order; the first chunk holds the whole header. Raises StoreError."""
         ...
 
-    def raw_pieces(self) -> Iterator[bytes]:
+    def raw_pieces(self, find: FindDictionary) -> Iterator[bytes]:
         """The message in pieces of FRAME_BYTES, one piece when it is no longer. Raises StoreError."""
         ...
 
@@ -60,8 +62,8 @@ class MemoryRecord(NamedTuple):
     def chunks(self) -> Iterator[bytes]:
         yield self.record
 
-    def raw_pieces(self) -> Iterator[bytes]:
-        raw = parse_record(self.record)
+    def raw_pieces(self, find: FindDictionary) -> Iterator[bytes]:
+        raw = parse_record(self.record, find)
         yield raw[:FRAME_BYTES]
         for start in range(FRAME_BYTES, len(raw), FRAME_BYTES):
             yield raw[start : start + FRAME_BYTES]
@@ -86,7 +88,7 @@ class FileRecord:
         for start in range(0, self.stored, _CHUNK_BYTES):
             yield self._read(start, min(_CHUNK_BYTES, self.stored - start))
 
-    def raw_pieces(self) -> Iterator[bytes]:
+    def raw_pieces(self, find: FindDictionary) -> Iterator[bytes]:
         return iter_chain(
             self.header, lambda start, length: self._read(HEADER_BYTES + start, length)
         )
@@ -101,6 +103,39 @@ class FileRecord:
             raise storage_error(error, "cannot read a spooled message") from error
         if len(data) != length:
             raise StoreError("a spooled message is cut off")
+        return data
+
+
+class PackedRecord:
+    """A record that lies in a pack, on its way into another. As it is, whatever its dictionary."""
+
+    def __init__(self, file: PackFile, offset: int, header: RecordHeader) -> None:
+        self._file = file
+        self._offset = offset
+        self.header = header
+
+    @property
+    def stored(self) -> int:
+        return HEADER_BYTES + self.header.stored
+
+    def chunks(self) -> Iterator[bytes]:
+        for start in range(0, self.stored, _CHUNK_BYTES):
+            yield self._read(start, min(_CHUNK_BYTES, self.stored - start))
+
+    def raw_pieces(self, find: FindDictionary) -> Iterator[bytes]:
+        if self.header.codec == CODEC_CHAIN:
+            return iter_chain(
+                self.header, lambda start, length: self._read(HEADER_BYTES + start, length)
+            )
+        return MemoryRecord(self._read(0, self.stored)).raw_pieces(find)
+
+    def close(self) -> None:
+        pass
+
+    def _read(self, start: int, length: int) -> bytes:
+        data = self._file.read(length, self._offset + start)
+        if len(data) != length:
+            raise Corrupt("a record is cut off")
         return data
 
 

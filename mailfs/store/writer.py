@@ -11,20 +11,30 @@ takes everything back, packs included. A transaction in which nothing changed ta
 
 import os
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import apsw
 
-from mailfs.errors import StoreError
-from mailfs.store.database import open_writer, set_durable, translated
+from mailfs.errors import StoreError, StoreFailing, storage_error
+from mailfs.store.database import (
+    fit_wal,
+    free_cache,
+    open_writer,
+    set_durable,
+    store_error,
+    translated,
+)
+from mailfs.store.health import Health
+from mailfs.store.journal import Operation
 from mailfs.store.layout import Layout
 from mailfs.store.lock import WriterLock
 from mailfs.store.packs import PackReader
 from mailfs.store.transaction import Transaction
 
-# How long a person waits before an error is better than patience.
-DEFAULT_DEADLINE_S = 10.0
+# Who has much to do lets go of the lock after this long, so that a flag changed meanwhile does not wait longer.
+SLICE_S = 0.08
 
 
 class Writer:
@@ -34,8 +44,9 @@ class Writer:
         self._layout = layout
         self._packs = packs
         self._lock = WriterLock(layout)
+        self.health = Health(layout)
         self._connection: apsw.Connection | None = None
-        self._must_checkpoint = False
+        self._must_restart_wal = False
 
     @property
     def lock(self) -> WriterLock:
@@ -49,42 +60,107 @@ class Writer:
 
     @contextmanager
     def transaction(
-        self, purpose: str, *, durable: bool, deadline_s: float = DEFAULT_DEADLINE_S
+        self,
+        purpose: str,
+        *,
+        durable: bool,
+        deadline_s: float | None = None,
+        operation: Operation | None = None,
     ) -> Iterator[Transaction]:
-        """A write transaction, committed when the block ends. Raises Busy, StoreFull, StoreError."""
-        with self._lock.hold(purpose, deadline_s), translated(self._layout.index):
-            if self._connection is None:
-                self._connection = open_writer(self._layout.index)
-            connection = self._connection
-            set_durable(connection, durable=durable)
-            connection.execute("BEGIN IMMEDIATE")
+        """A write transaction, committed when the block ends.
+
+        `purpose` is what others are told who wait meanwhile. In the journal all transactions of one `operation` are one;
+        where none is given it is this process that acts, for this purpose. Raises Busy (DeadlinePassed, or BackPressure
+        without a deadline), StoreFull, StoreReadOnly, StoreFailing, other StoreErrors, and Unhealthy at once while one
+        of those is expected.
+        """
+        with (
+            self.health.watch() as attempt,
+            self._lock.hold(purpose, deadline_s),
+            translated(self._layout.index),
+        ):
+            connection = self._connect(durable=durable)
             transaction = None
             try:
-                transaction = Transaction(connection, self._layout, self._packs, durable)
+                connection.execute("BEGIN IMMEDIATE")
+                transaction = Transaction(
+                    connection,
+                    self._layout,
+                    self._packs,
+                    durable,
+                    operation or Operation(purpose),
+                    partial(self.health.admit, attempt),
+                )
                 yield transaction
                 transaction.commit()
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                if transaction is not None and not transaction.is_committed():
-                    transaction.take_back_packs()
+            except BaseException as error:
+                code = connection.system_errno
+                self._take_back(connection, transaction, error)
+                if isinstance(error, apsw.Error):
+                    raise store_error(error, self._layout.index, code) from error
                 raise
             finally:
                 if transaction is not None:
                     transaction.close()
+            attempt.has_written = transaction.has_written
+            if durable and not transaction.has_written:
+                # What it found in place is promised, too, and may be of a transaction that was not durable.
+                self._sync_wal()
+
+    def _connect(self, *, durable: bool) -> apsw.Connection:
+        """The connection, ready for a transaction. The caller holds the lock."""
+        if self._connection is None:
+            self._connection = open_writer(self._layout.index)
+        if self._must_restart_wal:
+            self._restart_wal(self._connection)
+        set_durable(self._connection, durable=durable)
+        fit_wal(self._connection, self.health.free_bytes_or_none())
+        return self._connection
+
+    def _take_back(
+        self,
+        connection: apsw.Connection,
+        transaction: Transaction | None,
+        error: BaseException,
+    ) -> None:
+        """The end of a transaction that failed. Raises nothing: it is `error` that is told.
+
+        A commit that could not be synced is in the WAL all the same, and a crash could bring it back; so as long as the
+        WAL has not been begun anew its messages keep their bytes.
+        """
+        try:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            if isinstance(error, apsw.IOError):
+                self._must_restart_wal = True
+                self._restart_wal(connection)
+            if transaction is not None and not transaction.is_committed():
+                with suppress(OSError, StoreError):  # what stays there was promised to nobody
+                    transaction.take_back_packs()
+        except apsw.Error:
+            self.close()
+        if isinstance(error, (apsw.IOError, apsw.ReadOnlyError, apsw.CorruptError)):
+            # A connection that was opened while nothing could be written stays one for reading.
+            self.close()
+
+    def free_memory(self) -> int:
+        """Forget the pages that are kept for the next transaction; about how many bytes that is. Nothing while one runs."""
+        with self._lock.kept_idle() as is_idle:
+            if not is_idle or self._connection is None:
+                return 0
+            return free_cache(self._connection)
 
     def sync(self) -> None:
-        """Make every commit so far survive power loss. Raises StoreError, and after that only a checkpoint will do."""
-        if self._must_checkpoint:
-            self._checkpoint()
-            return
-        try:
-            self._sync_wal()
-        except StoreError:
-            # A second fsync would succeed without having written (the kernel marks lost pages clean). What
-            # the WAL holds is still to be read, so the next try writes it to the index itself.
-            self._must_checkpoint = True
-            raise
+        """Make every commit so far survive power loss.
+
+        Raises StoreError, StoreFailing, and after that only a checkpoint will do; Unhealthy at once while it is expected.
+        """
+        with self.health.watch(only=StoreFailing) as attempt:
+            if self._must_restart_wal:
+                self._checkpoint()
+            else:
+                self._sync_wal()
+            attempt.has_written = True
 
     def _sync_wal(self) -> None:
         """fsync by name: SQLite holds its locks on the -shm file, so closing this descriptor drops none."""
@@ -93,20 +169,30 @@ class Writer:
             fd = os.open(wal, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return  # checkpointed and removed by the last to close: already in the index, and synced
+        except OSError as error:
+            raise storage_error(error, f"cannot open {wal}") from error
         try:
             os.fsync(fd)
         except OSError as error:
-            raise StoreError(f"cannot sync {wal}: {error.strerror}") from error
+            # A second fsync would succeed without having written (the kernel marks lost pages clean). What
+            # the WAL holds is still to be read, so the next try writes it to the index itself.
+            self._must_restart_wal = True
+            raise storage_error(error, f"cannot sync {wal}") from error
         finally:
             os.close(fd)
 
     def _checkpoint(self) -> None:
         with (
-            self._lock.hold("checkpoint", DEFAULT_DEADLINE_S),
+            self._lock.hold("checkpoint"),
             translated(self._layout.index),
             closing(open_writer(self._layout.index)) as connection,
         ):
-            frames, moved = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_FULL)
-        if moved < frames:
-            raise StoreError(f"the index {self._layout.index} could not be written whole")
-        self._must_checkpoint = False
+            self._restart_wal(connection)
+
+    def _restart_wal(self, connection: apsw.Connection) -> None:
+        """Write the index itself and begin the WAL anew: behind a frame that was lost no later one would be found.
+
+        The caller holds the lock. Raises apsw.Error, BusyError while somebody reads for longer than the busy timeout.
+        """
+        connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        self._must_restart_wal = False

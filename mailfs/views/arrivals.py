@@ -22,11 +22,12 @@ from mailfs.message.keywords import (
 )
 from mailfs.message.maildir import ChosenName, Form, form_of, split_name
 from mailfs.search.tree import flag_rule
+from mailfs.store.adding import Outcome
 from mailfs.store.index import SavedSearch
+from mailfs.store.journal import Actor, Operation, this_process
 from mailfs.store.prepare import NewMessage, prepare_file
 from mailfs.store.store import Store
-from mailfs.store.transaction import Outcome, Transaction
-from mailfs.store.writer import DEFAULT_DEADLINE_S
+from mailfs.store.transaction import Transaction
 from mailfs.views.edits import (
     Removal,
     check_base,
@@ -51,10 +52,15 @@ class SpooledFile:
 
 @dataclass(frozen=True, slots=True)
 class StoredMessage:
-    """A message that is here already. `is_revived`: also when it has been expunged meanwhile."""
+    """A message that is here already.
+
+    is_revived    also when it has been expunged meanwhile: then it comes back as new
+    is_undeleted  also when it has been expunged: then it comes back as it was
+    """
 
     docid: Docid
     is_revived: bool = False
+    is_undeleted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +72,7 @@ class Arrival:
     replaced    whose name it takes, as rename(2) over an existing name
     is_lenient  a name that belongs to another message is replaced by the canonical one
     lingering   who has the name in this mount only, where a reader still has it
-    is_move     mv: the client renames the message itself, as within a view
+    moved_from  mv: the view from which the client moves the message itself, as within a view; '' where it does not
     """
 
     source: SpooledFile | NewMessage | StoredMessage
@@ -78,13 +84,24 @@ class Arrival:
     departure: Removal | None = None
     replaced: Removal | None = None
     is_lenient: bool = False
-    is_move: bool = False
+    moved_from: str = ""
     lingering: Docid | None = None
+
+    @property
+    def reason(self) -> str:
+        """What the journal says."""
+        name, source = self.view.search.name, self.source
+        if self.moved_from:
+            return f"mv from {self.moved_from} to {name}"
+        if not isinstance(source, StoredMessage):
+            return f"delivery into {name}"
+        return f"from .expunged to {name}" if source.is_undeleted else f"ln into {name}"
 
     @property
     def is_durable(self) -> bool:
         """What link and rename from tmp/ acknowledge survives power loss; mv between views loses nothing without."""
-        return not isinstance(self.source, StoredMessage) or self.source.is_revived
+        source = self.source
+        return not isinstance(source, StoredMessage) or source.is_revived or source.is_undeleted
 
 
 def plan_arrival(
@@ -149,7 +166,7 @@ def plan_move(
         is_exclusive=is_exclusive,
         departure=departure,
     )
-    return replace(arrival, is_move=True)
+    return replace(arrival, moved_from=view.search.name)
 
 
 def plan_delivery(search: SavedSearch, new: NewMessage, keywords: Iterable[Keyword]) -> Arrival:
@@ -168,14 +185,20 @@ def plan_delivery(search: SavedSearch, new: NewMessage, keywords: Iterable[Keywo
     )
 
 
-def commit_arrival(store: Store, arrival: Arrival, deadline_s: float = DEFAULT_DEADLINE_S) -> Docid:
+def commit_arrival(
+    store: Store, arrival: Arrival, deadline_s: float | None = None, *, actor: Actor | None = None
+) -> Docid:
     """Store what is new and make it a member. For any thread; the file itself is left where it is.
 
+    `actor` is who asked for it, this process where that is None.
     On return the message survives power loss where `is_durable`. Raises EditRefused, Busy, StoreError, StoreFull.
     """
     new = _prepare(store, arrival)
     with store.writer.transaction(
-        "delivery", durable=arrival.is_durable, deadline_s=deadline_s
+        "delivery",
+        durable=arrival.is_durable,
+        deadline_s=deadline_s,
+        operation=Operation(arrival.reason, actor or this_process()),
     ) as tx:
         return _Entering(tx, arrival).run(new)
 
@@ -192,7 +215,8 @@ def _prepare(store: Store, arrival: Arrival) -> NewMessage | None:
         raise NotFound("the file was removed before it could be delivered") from None
     try:
         found = os.fstat(fd)
-        return prepare_file(fd, found.st_size, 0, (), found.st_mtime_ns, store.layout)
+        dictionary = store.newest_dictionary_or_none()
+        return prepare_file(fd, found.st_size, 0, (), found.st_mtime_ns, store.layout, dictionary)
     finally:
         os.close(fd)
 
@@ -233,9 +257,12 @@ class _Entering:
         assert isinstance(source, StoredMessage)
         if tx.is_live(source.docid):
             return source.docid, False
-        if not source.is_revived:
+        if source.is_undeleted:
+            tx.undelete(source.docid)
+        elif source.is_revived:
+            tx.revive(source.docid)
+        else:
             raise NoSuchMessage(f"message {source.docid} has been removed")
-        tx.revive(source.docid)
         return source.docid, True
 
     def _free_name(self, docid: Docid, base: bytes) -> None:
@@ -265,7 +292,7 @@ class _Entering:
         add, remove = arrival.meaning.flags & ~DELETED, 0
         if not arrival.in_new:
             remove |= RECENT
-        elif is_new or arrival.is_move:
+        elif is_new or arrival.moved_from:
             # A copy of a known message does not take it back to new/: who is listing new/ and then cur/ of some
             # view would miss it, and a synchroniser take it for expunged.
             add |= RECENT
@@ -310,8 +337,6 @@ class _Entering:
         return names | {ChosenName(base, extra, arrival.form, is_copy)}
 
 
-def plan_link(
-    tree: Tree, docid: Docid, directory: Directory, name: bytes, *, is_revived: bool = False
-) -> Arrival:
+def plan_link(tree: Tree, source: StoredMessage, directory: Directory, name: bytes) -> Arrival:
     """link(2) of a message into a view. Raises EditRefused (EEXIST)."""
-    return plan_arrival(tree, StoredMessage(docid, is_revived), directory, name, is_exclusive=True)
+    return plan_arrival(tree, source, directory, name, is_exclusive=True)

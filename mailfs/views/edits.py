@@ -21,9 +21,9 @@ from mailfs.message.keywords import DELETED, DELETED_BY_ENTRY, DELETED_LETTER, R
 from mailfs.message.maildir import MAX_NAME_BYTES, ChosenName, form_of, split_name
 from mailfs.search.query import parse_query
 from mailfs.search.tree import Query, label_rule
+from mailfs.store.journal import Actor, Operation, this_process
 from mailfs.store.store import Store
 from mailfs.store.transaction import Transaction
-from mailfs.store.writer import DEFAULT_DEADLINE_S
 from mailfs.views.entries import ViewEntries
 from mailfs.views.names import read_chosen
 from mailfs.views.searches import SearchEdit, commit_search
@@ -51,6 +51,11 @@ class EntryEdit:
     name: ChosenName | None = None
     replaced: "Removal | None" = None
 
+    @property
+    def reason(self) -> str:
+        """What the journal says."""
+        return f"rename in {self.view.search.name}"
+
 
 class Leaving(Enum):
     """What rm does in a view; the values are what `save --on-rm` takes."""
@@ -74,6 +79,11 @@ class Removal:
     def keywords(self) -> frozenset[Keyword]:
         """What leaving this view takes off."""
         return frozenset() if self.view.rule is None else self.view.rule.adds
+
+    @property
+    def reason(self) -> str:
+        """What the journal says."""
+        return f"rm in {self.view.search.name}"
 
 
 Edit = EntryEdit | Removal | SearchEdit
@@ -229,12 +239,17 @@ def plan_removal(tree: Tree, view: View, docid: Docid, entry: ChosenName) -> Rem
     return removal
 
 
-def commit(store: Store, edit: Edit, deadline_s: float = DEFAULT_DEADLINE_S) -> None:
+def commit(
+    store: Store, edit: Edit, deadline_s: float | None = None, *, actor: Actor | None = None
+) -> None:
     """Write an edit to the store: one transaction. Raises Busy when the writer lock is not free in time.
 
-    Survives the death of any process; survives power loss after Writer.sync().
+    `actor` is who asked for it, this process where that is None. Survives the death of any process; survives power loss after Writer.sync().
     """
-    with store.writer.transaction("a change in a view", durable=False, deadline_s=deadline_s) as tx:
+    operation = Operation(edit.reason, actor or this_process())
+    with store.writer.transaction(
+        "a change in a view", durable=False, deadline_s=deadline_s, operation=operation
+    ) as tx:
         match edit:
             case EntryEdit():
                 _edit_entry(tx, edit)
@@ -252,9 +267,8 @@ def commit_entries(store: Store, edits: Sequence[EntryEdit], deadline_s: float) 
                 _edit_entry(tx, edit)
 
 
-def _is_held(tx: Transaction, docid: Docid) -> bool:
-    """Whether a keyword is left that is a link: also a mark, where a label view names it."""
-    keywords = tx.keywords(docid)
+def _is_held(tx: Transaction, keywords: frozenset[Keyword]) -> bool:
+    """Whether one of these is a link: also a mark, where a label view names it."""
     if not all(map(is_mark, keywords)):
         return True
     return bool(keywords) and any(
@@ -295,9 +309,12 @@ def remove_entry(tx: Transaction, removal: Removal) -> None:
             elif kept:
                 tx.edit_keywords(docid, remove=tx.keywords(docid) - kept)
         case Leaving.UNLINK | Leaving.UNTAG:
-            tx.edit_keywords(docid, remove=removal.keywords)
-            if removal.leaving is Leaving.UNLINK and kept is None and not _is_held(tx, docid):
+            is_unlink = removal.leaving is Leaving.UNLINK and kept is None
+            if is_unlink and not _is_held(tx, tx.keywords(docid) - removal.keywords):
+                # With its keywords: it comes back to where it was.
                 tx.expunge(docid)
+            else:
+                tx.edit_keywords(docid, remove=removal.keywords)
         case Leaving.REFUSE:
             raise EditRefused(f"the search {removal.view.search.name} refuses rm (on-rm = refuse)")
         case _:

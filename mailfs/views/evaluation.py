@@ -5,9 +5,10 @@ That is how a view is loaded, also after its query was edited. From then on chan
 
 import time
 from array import array
+from collections.abc import Container
 from dataclasses import replace
 
-from mailfs.ids import Docid
+from mailfs.ids import Docid, Ino
 from mailfs.search.plan import plan
 from mailfs.store.index import EntryRow, Index
 from mailfs.store.layout import Layout
@@ -17,7 +18,7 @@ from mailfs.views.letters import NO_LETTERS, read_letters, stamp_or_none
 from mailfs.views.membership import MOST_TOLD, Changed, names_of, tell, update_facts, update_view
 from mailfs.views.names import read_chosen, read_own_letters
 from mailfs.views.refresh import date_spans, refresh
-from mailfs.views.tree import News, Tree
+from mailfs.views.tree import Kind, News, Tree
 from mailfs.views.view import Evaluation, View
 
 # A view of 1,000,000 messages takes some three seconds; the client that opened it waits.
@@ -114,3 +115,17 @@ def _tell_difference(tree: Tree, former: View, view: View, news: list[News]) -> 
         names_of(tree, view, told | kept.keys()),
         news,
     )
+
+
+def unload_unknown(tree: Tree, known: Container[Ino]) -> int:
+    """Forget the members of views of which the kernel knows neither cur nor new, so that nobody lists or watches them.
+
+    How many bytes that is, about. Those who look again wait for the query again.
+    """
+    freed = 0
+    for view in tree.views.values():
+        inos = [tree.subfolder_ino(view, kind) for kind in (Kind.CUR, Kind.NEW)]
+        is_used = view.open_handles or view.lingering or view.being_edited or view.former
+        if view.is_loaded and not is_used and not any(ino in known for ino in inos):
+            freed += view.unload()
+    return freed

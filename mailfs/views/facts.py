@@ -29,6 +29,10 @@ class Facts:
     def __contains__(self, docid: int) -> bool:
         return docid < len(self.flags) and bool(self.flags[docid] & _PRESENT)
 
+    def docids(self) -> list[Docid]:
+        """Those that are present."""
+        return [Docid(docid) for docid, flags in enumerate(self.flags) if flags & _PRESENT]
+
     def flags_of(self, docid: Docid) -> int:
         """The bits of message/keywords.py. The docid must be present."""
         return self.flags[docid] & FLAG_BITS

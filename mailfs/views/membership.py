@@ -12,7 +12,8 @@ from mailfs.ids import Docid
 from mailfs.message.keywords import RECENT
 from mailfs.message.maildir import ChosenName
 from mailfs.search.match import matching
-from mailfs.store.index import EntryRow, Index
+from mailfs.search.plan import Plan
+from mailfs.store.index import EntryRow, Index, Which
 from mailfs.store.source import PrefetchedSource
 from mailfs.views.names import read_chosen_of, read_own_letters
 from mailfs.views.tree import FoldersChanged, Invalidation, Kind, NameChange, News, Shown, Tree
@@ -52,6 +53,15 @@ def update_facts(tree: Tree, rows: Iterable[EntryRow]) -> None:
             tree.facts.drop(row.docid)
         elif row.docid in tree.facts:
             tree.facts.put(row)
+
+
+def reclaimed_rows(tree: Tree) -> list[EntryRow]:
+    """Messages some view has shown that are gone without a trace, as expunged ones.
+
+    They were expunged, and reclaimed, while nobody looked.
+    """
+    known = set(tree.store.index.docids(Plan("1", ()), which=Which.ALL))
+    return [EntryRow(docid, 0, 1, 0, 0, 0) for docid in tree.facts.docids() if docid not in known]
 
 
 def update_view(tree: Tree, view: View, changed: Changed, news: list[News]) -> None:

@@ -17,6 +17,7 @@ from mailfs.views.membership import (
     Changed,
     keep_former_names,
     names_of,
+    reclaimed_rows,
     tell,
     update_facts,
     update_view,
@@ -48,7 +49,11 @@ def refresh(tree: Tree) -> list[News]:
         if state.searches_modseq != tree.searches_modseq:
             owed += _reload_searches(tree)
         rows = index.changes_since(tree.modseq) if state.modseq != tree.modseq else []
-        if len(rows) > _MOST_FOLLOWED:
+        gone = reclaimed_rows(tree) if state.reclaimed_modseq > tree.modseq else []
+        rows += gone
+        # Of what is gone nobody knows the conversation any more.
+        is_asked_anew = gone and any(view.follows_threads for view in tree.views.values())
+        if is_asked_anew or len(rows) > _MOST_FOLLOWED:
             owed += _begin_anew(tree)
             update_facts(tree, rows)
         elif rows:
@@ -65,7 +70,7 @@ def refresh(tree: Tree) -> list[News]:
                     keep_former_names(tree, view, changed)
             update_facts(tree, rows)
     tree.data_version = data_version
-    tree.modseq, tree.searches_modseq = state
+    tree.modseq, tree.searches_modseq = state.modseq, state.searches_modseq
     tree.owed_news = []
     return owed
 

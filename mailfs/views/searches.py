@@ -22,12 +22,22 @@ class NewSearch:
     name: str
     query: str
 
+    @property
+    def reason(self) -> str:
+        """What the journal says."""
+        return f"mkdir {self.name}"
+
 
 @dataclass(frozen=True, slots=True)
 class ForgottenSearch:
     """Forget a search, no message."""
 
     name: str
+
+    @property
+    def reason(self) -> str:
+        """What the journal says."""
+        return f"rmdir {self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +49,11 @@ class RenamedSearches:
     names: tuple[tuple[str, str], ...]
     is_folder: bool = False  # the directory itself is no search
 
+    @property
+    def reason(self) -> str:
+        """What the journal says."""
+        return f"mv {self.path} {self.new_path}"
+
 
 @dataclass(frozen=True, slots=True)
 class EditedQuery:
@@ -47,6 +62,11 @@ class EditedQuery:
     search_id: SearchId
     name: str
     query: str
+
+    @property
+    def reason(self) -> str:
+        """What the journal says."""
+        return f"query of {self.name}"
 
 
 SearchEdit = NewSearch | ForgottenSearch | RenamedSearches | EditedQuery

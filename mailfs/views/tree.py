@@ -185,7 +185,7 @@ class Tree:
         self._area_inos: dict[Area, Ino] = {}
         self._mtimes_ns: dict[str, int] = {}
         self.data_version = store.index.data_version()
-        self.modseq, self.searches_modseq = store.index.state()
+        self.modseq, self.searches_modseq, _ = store.index.state()
         self.reload_searches()
 
     # --- directories

@@ -4,6 +4,7 @@ A view nobody has entered is *unloaded*: it has no members, costs nothing, and i
 the store, because nobody has looked whether it is concerned. Loading makes both exact.
 """
 
+import sys
 import time
 from array import array
 from bisect import bisect_left, bisect_right
@@ -23,6 +24,8 @@ def _no_docids() -> "array[int]":
     return array("Q")
 
 
+# A tuple of one name a client chose, with its strings.
+_CHOSEN_BYTES = 250
 # Programs make the four directories of a Maildir at once.
 # Dovecot syncs each before it makes the next.
 MAKING_S = 5.0
@@ -132,6 +135,24 @@ class View:
         self.is_loaded = True
         if self.docids:
             self.removed_parts -= {b"cur", b"new"}
+
+    def unload(self) -> int:
+        """Forget the members, which are asked for anew when somebody looks. How many bytes that is, about."""
+        freed = self.memory_bytes
+        self.docids, self.chosen, self.claimed, self.own_letters = _no_docids(), {}, set(), {}
+        self.spans = ()
+        self.is_loaded = False
+        return freed
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of its own tables, about; what is known of each message is shared by all views."""
+        tables = (self.chosen, self.claimed, self.own_letters, self.lingering)
+        return (
+            len(self.docids) * self.docids.itemsize
+            + sum(map(sys.getsizeof, tables))
+            + len(self.chosen) * _CHOSEN_BYTES
+        )
 
     def set_chosen(self, docid: Docid, rows: tuple[ChosenName, ...]) -> None:
         """Take the names clients chose for one message; without any it has its canonical one."""

@@ -14,7 +14,7 @@ def import_with_one_worker(store: Path, maildir: Path) -> None:
     labels = Labels("inbox")
     refs = iter_source(maildir, Format("auto"))
     with Workers(labels, 1) as workers, Store.open(store) as opened:
-        for _ in Importer(opened, labels).add_all(workers.prepare(refs)):
+        for _ in Importer(opened, labels).add_all(workers.prepare_for(opened, refs)):
             pass
 
 

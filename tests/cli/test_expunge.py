@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from mailfs.cli import tagging
 from mailfs.cli.tagging import edit_matching
 from mailfs.errors import EX_TEMPFAIL, EX_USAGE, Busy
 from mailfs.ids import Docid, Keyword
 from mailfs.message.maildir import ChosenName
+from mailfs.store import writer
+from mailfs.store.journal import Operation
 from mailfs.store.store import Store
 from mailfs.store.transaction import Transaction
 from tests.fakes import Deliver, RunMailfs
@@ -120,7 +121,7 @@ def test_who_holds_the_store_too_long_is_named_and_nothing_is_expunged(
     with peer("hold", store.layout.root, "another program") as holder:
         assert line_of(holder) == b"held\n"
         with pytest.raises(Busy, match="another program") as caught:
-            edit_matching(store, ["*"], "expunge", expunge)
+            edit_matching(store, ["*"], Operation("expunge"), expunge)
     assert caught.value.exit_code == EX_TEMPFAIL
     assert count_of(store) == 1
 
@@ -131,7 +132,7 @@ def test_who_holds_the_store_too_long_is_named_and_nothing_is_expunged(
 @pytest.fixture
 def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """One message each."""
-    monkeypatch.setattr(tagging, "SLICE_S", 0.0)
+    monkeypatch.setattr(writer, "SLICE_S", 0.0)
 
 
 Meanwhile = Callable[[Transaction], object]
@@ -144,7 +145,7 @@ def somebody_else(store: Store, changes: dict[int, Meanwhile]) -> Iterator[list[
     usual = store.writer.transaction
 
     @contextmanager
-    def transaction(purpose: str, *, durable: bool) -> Iterator[Transaction]:
+    def transaction(purpose: str, *, durable: bool, operation: Operation) -> Iterator[Transaction]:
         slices.append(len(slices))
         if slices[-1] in changes:
             with (
@@ -152,7 +153,7 @@ def somebody_else(store: Store, changes: dict[int, Meanwhile]) -> Iterator[list[
                 other.writer.transaction("other", durable=True) as theirs,
             ):
                 changes[slices[-1]](theirs)
-        with usual(purpose, durable=durable) as ours:
+        with usual(purpose, durable=durable, operation=operation) as ours:
             yield ours
 
     with pytest.MonkeyPatch.context() as patch:
@@ -166,7 +167,7 @@ def test_the_lock_is_let_go_between_slices_and_all_messages_are_changed(
 ) -> None:
     docids = [deliver() for _ in range(5)]
     with somebody_else(store, {}) as slices:
-        assert edit_matching(store, ["*"], "test", tag_done) == 5
+        assert edit_matching(store, ["*"], Operation("test"), tag_done) == 5
     assert len(slices) == 5
     assert docids_of(store, "tag:done") == docids
 
@@ -175,7 +176,7 @@ def test_what_takes_little_time_is_one_change(store: Store, deliver: Deliver) ->
     for _ in range(5):
         deliver()
     before = store.index.state().modseq
-    assert edit_matching(store, ["*"], "test", expunge) == 5
+    assert edit_matching(store, ["*"], Operation("test"), expunge) == 5
     assert store.index.state().modseq == before + 1
 
 
@@ -190,7 +191,7 @@ def test_a_message_somebody_takes_out_of_the_query_between_two_slices_is_spared(
         4: lambda theirs: theirs.expunge(docids[5]),
     }
     with somebody_else(store, changes):
-        assert edit_matching(store, ["tag:spam"], "expunge", expunge) == 4
+        assert edit_matching(store, ["tag:spam"], Operation("expunge"), expunge) == 4
     assert docids_of(store) == [docids[3]]
 
 
@@ -203,7 +204,7 @@ def test_a_change_between_the_search_and_the_first_slice_is_seen(
         0: lambda theirs: theirs.edit_keywords(docids[0], remove=[Keyword("spam")])
     }
     with somebody_else(store, changes):
-        assert edit_matching(store, ["tag:spam"], "expunge", expunge) == 1
+        assert edit_matching(store, ["tag:spam"], Operation("expunge"), expunge) == 1
     assert docids_of(store) == [docids[0]]
 
 
@@ -219,7 +220,7 @@ def test_a_slice_without_a_change_hides_no_change_of_others(store: Store, delive
         return docid == docids[2] and transaction.edit_keywords(docid, [Keyword("todo")])
 
     with somebody_else(store, changes):
-        assert edit_matching(store, ["tag:done", "-tag:mine"], "test", edit) == 0
+        assert edit_matching(store, ["tag:done", "-tag:mine"], Operation("test"), edit) == 0
     assert docids_of(store, "tag:todo") == docids[:1]
 
 
@@ -237,7 +238,7 @@ def test_what_is_done_to_one_message_does_not_keep_the_others_as_they_were(
         2: lambda theirs: theirs.edit_keywords(docids[0], [Keyword("other")]),
     }
     with somebody_else(store, changes):
-        assert edit_matching(store, ["thread:{tag:todo}"], "tag", tag_done) == 3
+        assert edit_matching(store, ["thread:{tag:todo}"], Operation("tag"), tag_done) == 3
     assert docids_of(store, "tag:done") == docids
 
 
@@ -247,5 +248,5 @@ def test_it_survives_power_loss_when_the_command_has_ended(
     deliver()
     left: list[int] = []
     monkeypatch.setattr(store.writer, "sync", lambda: left.append(count_of(store)))
-    edit_matching(store, ["*"], "expunge", expunge)
+    edit_matching(store, ["*"], Operation("expunge"), expunge)
     assert left == [0]

@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,6 +19,7 @@ from mailfs.cli.status import answering, progress_told_by
 from mailfs.errors import EX_NOINPUT
 from mailfs.store.lock import WriterLock
 from mailfs.store.store import Store
+from mailfs.views.areas import make_area
 from tests.fakes import PROJECT, Deliver, RunMailfs, make_mbox, make_message
 from tests.mount.waiting import DEADLINE_S, wait_until
 from tests.store.peer import line_of, peer
@@ -38,9 +41,15 @@ def lines_of(mailfs: RunMailfs) -> dict[str, str]:
 def test_status_counts_what_is_in_the_store(
     store: Store, deliver: Deliver, mailfs: RunMailfs
 ) -> None:
-    assert lines_of(mailfs) == {
+    said = lines_of(mailfs)
+    assert re.fullmatch(
+        r"healthy; [\d.]+ [kMG]B of the disk are free, 16\.8 MB of it are kept so",
+        said.pop("health"),
+    )
+    assert said == {
         "store": f"{store.layout.root}, format {store.layout.version}",
         "messages": "0, modseq 1, 4 saved searches",
+        "maintained": "never",
         "writing": "nobody",
     }
     deliver()
@@ -54,7 +63,9 @@ def test_status_as_json_has_the_same_facts(
     deliver()
     done = mailfs("status", "--json")
     assert done.returncode == 0
-    assert json.loads(done.stdout) == {
+    found = json.loads(done.stdout)
+    assert found.pop("health")["reason"] is None
+    assert found == {
         "store": str(store.layout.root),
         "format": store.layout.version,
         "modseq": 2,
@@ -63,14 +74,37 @@ def test_status_as_json_has_the_same_facts(
         "holder": None,
         "waiting_files": 0,
         "spool_files": 0,
+        "maintenance": None,
+        "expunged": {"messages": 0, "bytes": 0, "first_goes": None},
         "mounts": [],
     }
+
+
+@pytest.mark.parametrize(("expire", "days"), [("30d", 30), ("1w", 7)])
+def test_status_says_when_the_first_expunged_message_goes(
+    store: Store, deliver: Deliver, mailfs: RunMailfs, expire: str, days: int
+) -> None:
+    config = store.layout.root / "config"
+    config.write_text(f'[maintenance]\nexpire = "{expire}"\n')
+    config.chmod(0o600)
+    docids = [deliver(), deliver()]
+    with store.writer.transaction("test", durable=False) as transaction:
+        for docid in docids:
+            transaction.expunge(docid)
+    goes = [
+        time.strftime("%Y-%m-%d", time.gmtime(time.time() + days * 86400 - passed))
+        for passed in (0, 60)
+    ]
+    said = lines_of(mailfs)["expunged"]
+    assert said in [f"2 messages, {said.split()[2]} B; the first goes on {day}" for day in goes]
+    config.write_text('[maintenance]\nexpire = "never"\n')
+    assert lines_of(mailfs)["expunged"].endswith("; they stay")
 
 
 def test_status_counts_files_that_wait_to_be_messages(store: Store, mailfs: RunMailfs) -> None:
     for name in ("1/cur/waits", "1/cur/.hidden", "1/new/waits", "2/tmp/half"):
         path = store.layout.spool / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_area(os.fsencode(path.parent))
         path.write_text("mail")
     assert lines_of(mailfs)["files"] == "2 to be taken in, 2 in tmp"
 
@@ -93,7 +127,7 @@ def test_status_changes_nothing_in_a_store_of_an_older_format(
 ) -> None:
     path = store.layout.root / "format"
     now = path.read_text()
-    old = now.replace(f"version {store.layout.version}", "version 1")
+    old = now.partition("check ")[0].replace(f"version {store.layout.version}", "version 1")
     path.write_text(old)
     said = lines_of(mailfs)
     assert said["store"].endswith(", format 1")
@@ -107,7 +141,7 @@ def test_status_forgets_the_records_of_mounts_that_died(store: Store, mailfs: Ru
     process = subprocess.Popen(["true"])
     process.wait(DEADLINE_S)
     record = store.layout.root / "mounts" / str(process.pid)
-    record.parent.mkdir()
+    record.parent.mkdir(0o700)
     record.write_text("/nowhere")
     assert mailfs("status").returncode == 0
     assert not record.exists()

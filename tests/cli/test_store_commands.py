@@ -115,8 +115,38 @@ def test_verify_of_a_damaged_store_names_the_damage_and_fails(
     for options in ([], ["-q"]):
         result = run_mailfs("verify", *options, store=root)
         assert result.returncode == EX_DATAERR
-        assert result.stderr.startswith("problem: blob 1: ")
+        assert result.stderr.startswith("problem: pack 1 at 16 (message 1, blob 1): ")
+        assert result.stderr.endswith("`mailfs verify --repair` mends what can be mended\n")
         assert result.stdout.endswith("1 problems\n") == (not options)
+    (found,) = json.loads(run_mailfs("verify", "--json", store=root).stdout)
+    assert (found["severity"], found["kind"], found["number"]) == ("problem", "blob", 1)
+
+
+def test_repair_says_whose_message_is_lost_and_the_next_has_nothing_to_do(
+    run_mailfs: RunMailfs, tmp_path: Path
+) -> None:
+    root = tmp_path / "store"
+    run_mailfs("init", store=root)
+    run_mailfs("import", "-", store=root, input=make_message(1, subject="a lost one").decode())
+    pack = root / "packs/00000001.pack"
+    content = pack.read_bytes()
+    pack.write_bytes(content[:-1] + bytes([content[-1] ^ 0xFF]))
+    result = run_mailfs("verify", "--repair", store=root)
+    assert result.returncode == EX_DATAERR
+    assert "lost: pack 1 at 16 (message 1, blob 1): " in result.stderr
+    assert "<1@example.org> from Ann <ann@example.org>: a lost one" in result.stderr
+    assert result.stdout == "0 mended, 1 lost, 0 not mended\n"
+    assert run_mailfs("verify", "--quiet", store=root).returncode == 0
+    assert run_mailfs("count", "*", store=root).stdout == "0\n"
+    assert "verify --repair: 1 expunged" in run_mailfs("log", store=root).stdout
+    before = (root / "index.sqlite3").read_bytes()
+    assert run_mailfs("verify", "--repair", store=root).returncode == EX_DATAERR
+    assert (root / "index.sqlite3").read_bytes() == before
+
+
+def test_a_backup_is_good_only_for_a_repair(mailfs: RunMailfs, tmp_path: Path) -> None:
+    assert mailfs("verify", "--from", tmp_path).returncode == EX_USAGE
+    assert mailfs("verify", "--repair", "--from", tmp_path).stderr.startswith("mailfs verify: ")
 
 
 def test_a_message_whose_bytes_are_damaged_is_an_error_not_a_traceback(
@@ -139,9 +169,10 @@ def test_notes_are_no_problem_and_are_not_printed_when_quiet(
     root = tmp_path / "store"
     run_mailfs("init", store=root)
     (root / "packs/core").write_bytes(b"")
+    (root / "packs/core").chmod(0o600)
     result = run_mailfs("verify", store=root)
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout.startswith("note: core: is no pack\n")
+    assert result.stdout.startswith("note: packs/core: is no pack\n")
     assert run_mailfs("verify", "--quiet", store=root).stdout == ""
 
 

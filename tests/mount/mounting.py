@@ -73,7 +73,7 @@ class Mailfs:
 
     def mount_in_foreground(self, *flags: str) -> "subprocess.Popen[bytes]":
         """`mount -f`; its log goes where a mount in the background writes it."""
-        with self.log.open("ab") as log:
+        with open(self.log, "ab", opener=for_owner) as log:
             process = subprocess.Popen(
                 self.account.mailfs_arguments(self.store, "mount", "-f", *flags, self.mountpoint),
                 stdin=subprocess.DEVNULL,
@@ -180,6 +180,11 @@ class Mailfs:
         """The only message of a folder."""
         (name,) = self.names(view, part)
         return self.path(view, part, name)
+
+
+def for_owner(path: str, flags: int) -> int:
+    """How files of a store are made, whatever the umask: for open()."""
+    return os.open(path, flags, 0o600)
 
 
 def add_messages(

@@ -16,6 +16,7 @@ from mailfs.fuse import changes as changes_module
 from mailfs.fuse.drain import in_thread
 from mailfs.ids import Docid
 from mailfs.message.keywords import FLAGGED, RECENT, SEEN
+from mailfs.store.journal import Actor
 from mailfs.store.records import FRAME_BYTES
 from mailfs.store.store import Store
 from mailfs.views.edits import Edit, commit
@@ -180,7 +181,7 @@ def test_an_error_of_the_system_keeps_its_errno(
     def full() -> None:
         raise OSError(errno.ENOSPC, "no space")
 
-    expect_log("fsync: .*no space")
+    expect_log("fsync refused: .*no space")
     monkeypatch.setattr(kernel.world.store.writer, "sync", full)
     assert name_of(kernel.errno_of(kernel.operations.fsync, 1, False)) == "ENOSPC"
 
@@ -365,10 +366,10 @@ def another_writer(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[th
     """Hold the writer lock in a second thread till a handler waits for it in a third; the event says that it did."""
     inside, waits = threading.Event(), threading.Event()
 
-    def watched(store: Store, edit: Edit, deadline_s: float) -> None:
+    def watched(store: Store, edit: Edit, deadline_s: float, *, actor: Actor | None) -> None:
         if threading.current_thread() is not threading.main_thread():
             waits.set()
-        commit(store, edit, deadline_s)
+        commit(store, edit, deadline_s, actor=actor)
 
     def write() -> None:
         with world.store.writer.transaction("test", durable=False):

@@ -3,6 +3,7 @@
 hold PURPOSE     holds the writer lock, says `held`, and lets go when its standard input ends
 slices           a bulk writer: takes and drops the lock for ever, a line for each slice
 add SEED LIMIT   adds messages for ever, with packs of LIMIT bytes; a line `docid sha256` for each one that is in
+use              holds a share in the use of the store, and says `open`, until its standard input ends
 migrate PLACE    opens a store and is killed when it calls what is at PLACE
 large FILE       adds the message in FILE, compares and verifies it, then loads it whole; a line for the most memory
                  each of the two took, in bytes
@@ -22,13 +23,14 @@ from pathlib import Path
 from unittest.mock import patch
 
 from mailfs.store import packs
+from mailfs.store.adding import Added, Outcome
+from mailfs.store.in_use import InUse
 from mailfs.store.layout import open_layout
 from mailfs.store.lock import WriterLock
 from mailfs.store.prepare import NewMessage, prepare_file
 from mailfs.store.records import blob_hash, format_record, parse_record
+from mailfs.store.rescue.verify import verify
 from mailfs.store.store import Store
-from mailfs.store.transaction import Added, Outcome
-from mailfs.store.verify import verify
 from tests.fakes import PROJECT, make_message, new_message
 from tests.oracle import sha256
 
@@ -93,6 +95,13 @@ def add(root: Path, seed: int, limit: int) -> None:
                     added.append((transaction.add(new_message(raw)).docid, sha256(raw)))
             for docid, digest in added:
                 say(f"{docid} {digest}")
+
+
+def use(root: Path) -> None:
+    in_use = InUse(open_layout(root))
+    say("open")
+    sys.stdin.read()
+    in_use.close()
 
 
 def migrate(root: Path, place: str) -> None:
@@ -162,6 +171,8 @@ def main(role: str, root: str, *rest: str) -> None:
         hold(Path(root), *rest)
     elif role == "slices":
         slices(Path(root))
+    elif role == "use":
+        use(Path(root))
     elif role == "migrate":
         migrate(Path(root), *rest)
     elif role == "large":

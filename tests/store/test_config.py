@@ -50,6 +50,38 @@ def test_every_key_can_be_set(layout: Layout) -> None:
     )
 
 
+def test_what_a_mount_does_for_its_store_can_be_set(layout: Layout) -> None:
+    content = """
+        [store]
+        reserve = 100
+        [maintenance]
+        delay = 0
+        interval = "12h"
+        expire = "6m"
+        compact = false
+        dump = false
+    """
+    assert read_config(written(layout, content)) == Config(
+        reserve_bytes=100 << 20,
+        maintenance_delay_s=0,
+        maintenance_s=12 * 3600,
+        expire="6m",
+        compacts=False,
+        dumps=False,
+    )
+    content = '[maintenance]\ninterval = "never"\nexpire = "never"\n'
+    assert read_config(written(layout, content)) == Config(maintenance_s=None, expire=None)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("5M", 300), ("1h", 3600), ("1d", 86400), ("2w", 14 * 86400)]
+)
+def test_an_interval_has_the_units_of_queries(layout: Layout, text: str, seconds: float) -> None:
+    config = read_config(written(layout, f'[maintenance]\ninterval = "{text}"\n'))
+    assert config.maintenance_s == seconds
+    assert f"maintenance {text} " in str(config)
+
+
 def test_a_key_that_is_not_set_keeps_its_default(layout: Layout) -> None:
     assert read_config(written(layout, "mount.linger = 60\n")) == Config(linger_s=60)
 
@@ -82,9 +114,19 @@ def test_the_file_may_be_a_link_to_one_elsewhere(layout: Layout, tmp_path: Path)
             "[mount]\nlingers = 1\n",
             "unknown key mount.lingers; known: linger, sync-interval, lock-timeout, echo, log-level",
         ),
+        # Of a date m are months: who means minutes must not lose mail by it.
+        ('[maintenance]\ninterval = "5m"\n', "maintenance.interval must be a time such as"),
+        ('[maintenance]\ninterval = "0d"\n', "maintenance.interval must be a time such as"),
+        ("[maintenance]\ninterval = 5\n", "maintenance.interval must be a time such as"),
+        ('[maintenance]\nexpire = "soon"\n', 'maintenance.expire must be a time such as "30d"'),
+        ("[maintenance]\nexpire = 30\n", "maintenance.expire must be"),
+        ("[maintenance]\ndump = 1\n", "maintenance.dump must be true or false"),
+        ("[store]\nreserve = -1\n", "store.reserve must be a whole number of MiB"),
+        ("[store]\nreserve = 1.5\n", "store.reserve must be"),
+        ("[store]\nreserve = true\n", "store.reserve must be"),
         ("[mount.linger]\nlong = 1\n", "mount.linger must be"),
-        ("linger = 1\n", "unknown table or key 'linger'; known: mount"),
-        ("[mounts]\n", "unknown table or key 'mounts'; known: mount"),
+        ("linger = 1\n", "unknown table or key 'linger'; known: store, mount, maintenance"),
+        ("[mounts]\n", "unknown table or key 'mounts'; known: store, mount, maintenance"),
         ("mount = 1\n", r"mount is a table, written \[mount\]"),
         ("[[mount]]\nlinger = 1\n", r"mount is a table, written \[mount\]"),
         ("[mount]\nlinger 1\n", "is not TOML: .*line 2, column 8"),
@@ -141,11 +183,16 @@ def test_the_manual_says_of_every_key_its_default_and_what_is_allowed() -> None:
         key[1]: key[2]
         for key in re.finditer(r'^\.BI "([a-z-]+) = " .*\n((?:(?!\.TP\n).*\n?)*)', section, re.M)
     }
-    assert list(said) == [key.name for key in KEYS["mount"]]
-    for key in KEYS["mount"]:
+    keys = [key for table in KEYS.values() for key in table]
+    assert list(said) == [key.name for key in keys]
+    for key in keys:
         default = getattr(Config(), key.field)
         shown = f"by default {default:g}" if type(default) is float else f"{default}".lower()
+        if key.allowed.startswith("a whole number of MiB"):
+            shown = f"by default {default >> 20}"
+        if key.name == "interval":
+            shown = "1d"
         words = " ".join(re.sub(r"^\.[A-Z]+ ", "", said[key.name], flags=re.M).split())
         assert shown in words
-        limits = re.findall(r"\d+|\b(?:error|warning|info|debug)\b", key.allowed)
+        limits = re.findall(r"\b\d+\b|\b(?:error|warning|info|debug)\b", key.allowed)
         assert [limit for limit in limits if not re.search(rf"\b{limit}\b", words)] == []

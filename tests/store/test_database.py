@@ -5,7 +5,15 @@ from pathlib import Path
 import apsw
 import pytest
 
-from mailfs.errors import Busy, Corrupt, FormatTooNew, StoreError, StoreFull
+from mailfs.errors import (
+    Busy,
+    Corrupt,
+    FormatTooNew,
+    StoreError,
+    StoreFailing,
+    StoreFull,
+    StoreReadOnly,
+)
 from mailfs.store.database import (
     check_sqlite,
     open_reader,
@@ -75,18 +83,27 @@ def test_a_misspelt_column_is_an_error_not_a_string(store: Store) -> None:
         (apsw.LockedError, Busy),
         (apsw.CorruptError, Corrupt),
         (apsw.NotADBError, Corrupt),
-        (apsw.IOError, StoreError),
-        (apsw.ReadOnlyError, StoreError),
+        (apsw.IOError, StoreFailing),
+        (apsw.ReadOnlyError, StoreReadOnly),
         (apsw.CantOpenError, StoreError),
     ],
 )
 def test_errors_of_sqlite_become_errors_of_the_store(
-    error: type[apsw.Error], kind: type[Exception]
+    tmp_path: Path, error: type[apsw.Error], kind: type[Exception]
 ) -> None:
-    with pytest.raises(kind) as caught, translated(Path("/s/index.sqlite3")):
+    index = tmp_path / "index.sqlite3"
+    index.touch()
+    with pytest.raises(kind) as caught, translated(index):
         raise error("what it says")
     assert type(caught.value) is kind
-    assert "/s/index.sqlite3" in str(caught.value)
+    assert str(index) in str(caught.value)
+
+
+def test_an_index_that_cannot_be_opened_because_it_is_not_there_is_to_be_made_anew(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(Corrupt, match="mailfs reindex"), translated(tmp_path / "index.sqlite3"):
+        raise apsw.CantOpenError("what it says")
 
 
 def test_an_index_that_is_missing_or_something_else_is_told(tmp_path: Path) -> None:

@@ -43,7 +43,9 @@ def test_nobody_else_can_read_a_store_whatever_the_umask(tmp_path: Path) -> None
         **dict.fromkeys(
             [
                 "format",
+                "format.bak",
                 "lock",
+                "in-use",
                 "index.sqlite3",
                 "index.sqlite3-wal",
                 "index.sqlite3-shm",
@@ -102,6 +104,19 @@ def test_a_format_file_of_something_else_is_refused(tmp_path: Path, content: byt
     (tmp_path / "store" / "format").write_bytes(content)
     with pytest.raises(StoreError):
         Store.open(tmp_path / "store")
+
+
+def test_a_flipped_bit_in_any_byte_of_format_is_refused(tmp_path: Path) -> None:
+    Store.create(tmp_path / "store").close()
+    path = tmp_path / "store" / "format"
+    content = path.read_bytes()
+    for position in range(len(content)):
+        for bit in range(8):
+            damaged = bytearray(content)
+            damaged[position] ^= 1 << bit
+            path.write_bytes(damaged)
+            with pytest.raises(StoreError):
+                open_layout(tmp_path / "store")
 
 
 def test_a_folder_with_something_in_it_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -171,7 +186,20 @@ def test_format_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("os.fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
     write_format(layout)
     # The file before it gets its name, then the folder that holds the name.
-    assert [Path(path).name for path in synced] == ["format.new", "store"]
+    assert [Path(path).name for path in synced] == [
+        *("format.new", "store"),
+        *("format.bak.new", "store"),
+    ]
+
+
+def test_format_is_whole_where_write_takes_only_a_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole_write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: whole_write(fd, data[: len(data) // 2 + 1]))
+    Store.create(tmp_path / "store").close()
+    monkeypatch.undo()
+    assert open_layout(tmp_path / "store").version == FORMAT_VERSION
 
 
 def test_packs_are_numbered_with_eight_digits(tmp_path: Path) -> None:
@@ -201,9 +229,15 @@ def test_a_store_that_lost_its_format_is_never_made_anew(tmp_path: Path) -> None
         text = (root / "format").read_bytes()
     (root / "format").unlink()
     before = (root / "index.sqlite3").read_bytes()
+    with pytest.raises(StoreExists, match="lost its file `format`"):
+        Store.create(root)
+    with pytest.raises(StoreError, match="verify --repair"):
+        Store.open(root)
+    (root / "format.bak").unlink()
     with pytest.raises(StoreExists, match="packs but no file"):
         Store.create(root)
     assert (root / "index.sqlite3").read_bytes() == before
     (root / "format").write_bytes(text)
+    (root / "format").chmod(0o600)
     with Store.open(root) as store:
         assert problems_of(store) == []

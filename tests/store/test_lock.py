@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from mailfs.errors import Busy
+from mailfs.errors import Busy, StoreError
 from mailfs.store.feed import Feed
 from mailfs.store.layout import Layout, new_layout, write_format
 from mailfs.store.lock import WriterLock, describe_owner, locks_of_this_process, owner_or_none
@@ -335,6 +335,6 @@ def test_a_shorter_owner_leaves_nothing_of_a_longer_one(layout: Layout) -> None:
 def test_a_link_in_the_place_of_the_lock_is_not_followed(layout: Layout, tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("mine")
     layout.lock.symlink_to(tmp_path / "precious")
-    with pytest.raises(OSError, match="symbolic links"), WriterLock(layout).hold("test", 0.0):
+    with pytest.raises(StoreError, match="symbolic links"), WriterLock(layout).hold("test", 0.0):
         pass
     assert (tmp_path / "precious").read_text() == "mine"

@@ -10,7 +10,8 @@ from mailfs.errors import Corrupt, StoreError
 from mailfs.ids import PackNumber
 from mailfs.store import packs
 from mailfs.store.layout import Layout, new_layout
-from mailfs.store.packs import PACK_HEAD, Location, PackAppender, PackReader
+from mailfs.store.packfile import PACK_HEAD
+from mailfs.store.packs import Location, PackAppender, PackReader
 from mailfs.store.records import FRAME_BYTES, HEADER_BYTES, blob_hash, format_record
 from mailfs.store.unpacked import MemoryRecord
 

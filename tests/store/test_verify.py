@@ -1,18 +1,20 @@
 """The oracle itself: each kind of damage is found, and nothing is found where there is none."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from mailfs.errors import Corrupt
+from mailfs.errors import Corrupt, StoreMissing
 from mailfs.ids import Docid, Keyword, PackNumber, SearchId
 from mailfs.message.maildir import ChosenName
 from mailfs.store.database import open_writer
-from mailfs.store.packs import PACK_HEAD
+from mailfs.store.packfile import PACK_HEAD
 from mailfs.store.records import blob_hash, format_record
+from mailfs.store.rescue.verify import Counts, Severity, Step, counts, examine, verify
+from mailfs.store.rescue.wal import parse_wal
 from mailfs.store.store import Store
-from mailfs.store.verify import Counts, Severity, counts, verify
 from tests.fakes import make_message, new_message
 
 
@@ -48,11 +50,12 @@ def pack_of(root: Path) -> Path:
     return root / "packs" / "00000001.pack"
 
 
-# A statement that breaks a promise, and all that verify must say of it.
+# A statement that breaks a promise, and all that verify must say of it. {1} to {3} are the places of the records.
 INDEX_DAMAGE = {
     "DELETE FROM blob WHERE blob_id = 2": [
+        "problem: message 2: has no bytes",
         "problem: message 2: names a blob that is not there",
-        "note: 00000001.pack: the record at {2} is not in the index",
+        "note: pack 1 at {2}: is a whole message that the index does not know",
     ],
     "DELETE FROM message_blob WHERE docid = 1": [
         "problem: message 1: has no bytes",
@@ -60,6 +63,7 @@ INDEX_DAMAGE = {
     ],
     "DELETE FROM message WHERE docid = 1": [
         "problem: message 1: has bytes but no row",
+        "problem: message 1: has an envelope but no row",
         "problem: message 1: has keywords but no row",
         "problem: message 1: has chosen names but no row",
         "problem: message 1: has words in the search index but no row",
@@ -67,42 +71,92 @@ INDEX_DAMAGE = {
     "UPDATE message SET size = size + 1 WHERE docid = 3": [
         "problem: message 3: has another size than its bytes"
     ],
+    "UPDATE message SET flags = flags + 4096 WHERE docid = 3": [
+        "problem: message 3: has flags that mean nothing"
+    ],
     "DELETE FROM envelope WHERE docid = 2": ["problem: message 2: has no envelope"],
+    "UPDATE envelope SET message_id = 'x' WHERE docid = 2": [
+        "problem: message 2: has another Message-ID than its bytes",
+        "problem: message 2: has another thread than its Message-ID",
+    ],
+    "UPDATE envelope SET subject = 'x' WHERE docid = 2": [
+        "note: message 2: has an envelope that is not that of its bytes"
+    ],
     "UPDATE message SET modseq = 99 WHERE docid = 2": [
         "problem: message 2: has a modseq that was never given"
     ],
+    "UPDATE state SET searches_modseq = 99": [
+        "problem: index: has no state, or one that cannot be"
+    ],
+    "DELETE FROM state": ["problem: index: has no state, or one that cannot be"],
     "DELETE FROM keyword": ["problem: message 1: has a keyword that is not there"],
     "UPDATE entry SET docid = 3": ["problem: message 3: is expunged but has chosen names"],
     "UPDATE entry SET docid = 4": ["problem: message 4: has chosen names but no row"],
+    "UPDATE entry SET base = CAST('../x' AS BLOB)": [
+        "problem: message 1 in the view of search 1: has a chosen name that cannot be one"
+    ],
+    "UPDATE entry SET extra = CAST('ba' AS BLOB)": [
+        "problem: message 1 in the view of search 1: has letters that are none"
+    ],
+    "UPDATE entry SET form = 9": [
+        "problem: message 1 in the view of search 1: has a chosen name of a form that is none"
+    ],
     "UPDATE entry SET search_id = 9": ["problem: search 9: is not there but has chosen names"],
     "DELETE FROM search WHERE search_id = 1": [
         "problem: search 1: is not there but has chosen names"
     ],
     "UPDATE message SET thread = 3 WHERE docid = 2": [
-        "problem: message 2: has a thread younger than itself"
+        "problem: message 2: has a thread younger than itself",
+        "problem: message 2: has another thread than its Message-ID",
     ],
     "DELETE FROM message_text WHERE rowid = 2": [
         "problem: message 2: has no words in the search index"
     ],
+    "INSERT INTO message_text(rowid, subject) VALUES (9, 'x')": [
+        "problem: message 9: has words in the search index but no row"
+    ],
     "UPDATE search SET query = 'from:(' WHERE name = 'inbox'": ["problem: search inbox: "],
+    "UPDATE sqlite_sequence SET seq = 2 WHERE name = 'message'": [
+        "problem: message 3: has a number that may be given again",
+        "problem: journal 2: says what cannot be",
+    ],
+    "UPDATE sqlite_sequence SET seq = 2 WHERE name = 'search'": [
+        "problem: search 4: has a number that may be given again"
+    ],
+    "DELETE FROM journal": [],
+    "INSERT INTO journal_event VALUES (77, 0, 'search', '', '')": [
+        "problem: journal 77: has changes but no row"
+    ],
+    "UPDATE journal SET modseq = 99": ["problem: journal 99: has a modseq that was never given"],
+    "DROP INDEX message_date": ["problem: index: index message_date is missing"],
+    "DROP TABLE view_state": ["problem: index: table view_state is missing", "problem: index: "],
+    "CREATE TABLE x(y)": ["problem: index: table x does not belong there"],
+    "ALTER TABLE search ADD COLUMN z": ["problem: index: table search is not as it should be"],
+    "PRAGMA user_version = 2": ["problem: index: says that its tables have format 2"],
     "UPDATE blob SET hash = zeroblob(16) WHERE blob_id = 1": [
-        "problem: blob 1: is not the record the index describes"
+        "problem: pack 1 at {1} (message 1, blob 1): is not the record the index describes"
     ],
     "UPDATE blob SET raw = raw + 1 WHERE blob_id = 3": [
         "problem: message 3: has another size than its bytes",
-        "problem: blob 3: is not the record the index describes",
+        "problem: pack 1 at {3} (message 3, blob 3): is not the record the index describes",
     ],
     "UPDATE blob SET offset = offset + 1 WHERE blob_id = 1": [
-        "problem: blob 1: ",
-        "note: 00000001.pack: the record at 16 is not in the index",
+        "problem: pack 1 at 17 (message 1, blob 1): no record begins there",
+        "note: pack 1 at {1}: is a whole message that the index does not know",
     ],
     "UPDATE blob SET pack = 7 WHERE blob_id = 1": [
         "problem: blob 1: lies behind the end of its pack",
-        "problem: blob 1: pack 7 is missing",
-        "note: 00000001.pack: the record at 16 is not in the index",
+        "problem: pack 7: is missing",
+        "problem: pack 7 at {1} (message 1, blob 1): is missing",
+        "note: pack 1 at {1}: is a whole message that the index does not know",
     ],
-    "UPDATE pack SET size = size - 1": ["problem: blob 3: lies behind the end of its pack"],
-    "UPDATE pack SET size = size + 1": ["problem: 00000001.pack: ends at {end}, the index knows "],
+    "UPDATE pack SET size = size - 1": [
+        "problem: blob 3: lies behind the end of its pack",
+        "problem: pack 1: the index says that it ends at ",
+    ],
+    "UPDATE pack SET size = size + 1": ["problem: pack 1: ends at {end}, the index knows "],
+    "UPDATE pack SET sealed = 1": ["problem: pack 1: is sealed, but does not end with a footer"],
+    "INSERT INTO dead_pack VALUES (1)": ["problem: pack 1: is to be removed and is not"],
 }
 
 
@@ -110,9 +164,14 @@ INDEX_DAMAGE = {
 def test_damage_to_the_index_is_found_and_named(root: Path, statement: str) -> None:
     with Store.open(root) as store:
         offsets = [offset for offset, _ in store.packs.iter_records(PackNumber(1))]
-    places = {"2": offsets[1], "end": pack_of(root).stat().st_size}
+    places = {
+        "1": offsets[0],
+        "2": offsets[1],
+        "3": offsets[2],
+        "end": pack_of(root).stat().st_size,
+    }
     expected = [
-        text.replace("{2}", str(places["2"])).replace("{end}", str(places["end"]))
+        re.sub(r"{(\w+)}", lambda found: str(places[found[1]]), text)
         for text in INDEX_DAMAGE[statement]
     ]
     damage_index(root, statement)
@@ -163,7 +222,7 @@ def test_a_flipped_bit_in_any_byte_of_a_pack_is_found_or_harmless(root: Path) ->
 
 def test_damage_to_the_line_that_names_a_pack_is_found(root: Path) -> None:
     write_byte(pack_of(root), 3, ord("x"))
-    assert any(text.startswith("problem: 00000001.pack: ") for text in findings(root))
+    assert any(text.startswith("problem: pack 1: ") for text in findings(root))
 
 
 def test_a_flipped_byte_names_the_blob_it_belongs_to(root: Path) -> None:
@@ -173,7 +232,8 @@ def test_a_flipped_byte_names_the_blob_it_belongs_to(root: Path) -> None:
         file.seek(where.offset + where.stored - 1)
         file.write(b"\xff")
     found = findings(root)
-    assert [text for text in found if text.startswith("problem: blob 2: pack 1 at ")] == found
+    assert len(found) == 1
+    assert found[0].startswith(f"problem: pack 1 at {where.offset} (message 2, blob 2): ")
 
 
 def cut_to_nothing(path: Path) -> None:
@@ -192,9 +252,9 @@ def remove(path: Path) -> None:
 def test_a_pack_that_is_cut_or_gone_is_found(root: Path, damage: Callable[[Path], None]) -> None:
     damage(pack_of(root))
     found = findings(root)
-    assert any(text.startswith("problem: blob 3: ") for text in found)
-    assert any(text.startswith("problem: 00000001.pack: ") for text in found)
-    assert any(text.startswith("problem: blob 1: ") for text in found) == (damage != cut_a_byte)
+    assert any("(message 3, blob 3): " in text for text in found)
+    assert any(text.startswith("problem: pack 1: ") for text in found)
+    assert any("(message 1, blob 1): " in text for text in found) == (damage != cut_a_byte)
 
 
 def test_a_record_nobody_was_promised_is_a_note(root: Path) -> None:
@@ -203,23 +263,23 @@ def test_a_record_nobody_was_promised_is_a_note(root: Path) -> None:
     extra = format_record(b"extra", blob_hash(b"extra"))
     with path.open("ab") as file:
         file.write(extra)
-    expected = f"note: 00000001.pack: the record at {end} is not in the index"
+    expected = f"note: pack 1 at {end}: is a whole message that the index does not know"
     assert findings(root) == [expected]
     with path.open("ab") as file:
         file.write(extra[:20])
-    torn, note = sorted(findings(root))
-    assert (torn.startswith(f"note: 00000001.pack: behind {end + len(extra)}"), note) == (
-        True,
+    assert findings(root) == [
         expected,
-    )
+        f"note: pack 1 at {end + len(extra)}: 20 bytes that were never promised are torn",
+    ]
 
 
 def test_files_that_do_not_belong_are_notes(root: Path) -> None:
-    (root / "packs" / "core").write_bytes(b"")
-    (root / "packs" / "00000002.pack").write_bytes(PACK_HEAD)
+    for name, content in (("core", b""), ("00000002.pack", PACK_HEAD)):
+        (root / "packs" / name).write_bytes(content)
+        (root / "packs" / name).chmod(0o600)
     assert findings(root) == [
-        "note: 00000002.pack: is a pack the index does not know",
-        "note: core: is no pack",
+        "note: pack 2: is not known to the index",
+        "note: packs/core: is no pack",
     ]
 
 
@@ -227,7 +287,128 @@ def test_ordinary_files_of_clients_are_none_of_its_business(root: Path) -> None:
     for folder in ("sidecar/0", "sidecar/1/deep", "spool/1/tmp"):
         (root / folder).mkdir(parents=True)
         (root / folder / "file").write_bytes(b"anything")
+    for folder in ("sidecar", "spool"):
+        (root / folder).chmod(0o700)
     assert findings(root) == []
+
+
+@pytest.mark.parametrize(
+    "name", [".", "packs", "packs/00000001.pack", "index.sqlite3", "format", "lock"]
+)
+def test_what_others_can_read_is_a_problem(root: Path, name: str) -> None:
+    path = root / name
+    path.chmod(path.stat().st_mode | 0o040)
+    # SQLite gives the files beside the index its mode.
+    found = [text for text in findings(root) if text.startswith(f"problem: {name}: has mode 0")]
+    assert [text.endswith("others can read it") for text in found] == [True]
+
+
+def test_a_configuration_may_be_read_by_others_but_not_written(root: Path) -> None:
+    path = root / "config"
+    path.write_text("[mount]\nlinger = 5\n")
+    path.chmod(0o644)
+    assert findings(root) == []
+    path.chmod(0o664)
+    assert findings(root) == ["problem: config: has mode 0664: others can change it"]
+
+
+def test_a_configuration_that_cannot_be_read_is_a_problem(root: Path) -> None:
+    (root / "config").write_text("[mount]\nlinger = true\n")
+    assert [text.partition(": linger")[0] for text in findings(root)] != []
+
+
+def test_a_link_in_the_place_of_a_file_is_a_problem(root: Path) -> None:
+    elsewhere = root.parent / "elsewhere"
+    pack_of(root).rename(elsewhere)
+    pack_of(root).symlink_to(elsewhere)
+    found = findings(root)
+    assert found[0] == "problem: packs/00000001.pack: is a symbolic link: move it away"
+    assert any("message 1, blob 1" in text for text in found)
+
+
+def examined(root: Path) -> list[str]:
+    return [str(found) for found in examine(root) if not isinstance(found, Step)]
+
+
+def test_a_store_is_looked_at_whose_format_is_damaged(root: Path) -> None:
+    (root / "format").write_bytes(b"\0" * 20)
+    found = examined(root)
+    assert [text.partition(" is not one")[0] for text in found] == [
+        f"problem: format: {root}/format"
+    ]
+    (root / "format.bak").write_bytes(b"\0" * 20)
+    write_byte(pack_of(root), 100, 0xFF)
+    assert [text.partition(":")[0] for text in examined(root)] == ["problem", "problem"]
+
+
+def test_a_store_without_its_format_is_looked_at_by_its_copy(root: Path) -> None:
+    (root / "format").unlink()
+    assert examined(root) == [
+        f"problem: format: the store at {root} lost its file `format`: run `mailfs verify --repair`"
+    ]
+    (root / "format.bak").unlink()
+    with pytest.raises(StoreMissing):
+        examined(root)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no database" * 1000, None], ids=["empty", "other", "gone"]
+)
+def test_packs_are_looked_at_where_the_index_is_no_index(root: Path, content: bytes | None) -> None:
+    for suffix in ("-wal", "-shm"):
+        (root / f"index.sqlite3{suffix}").unlink(missing_ok=True)
+    if content is None:
+        (root / "index.sqlite3").unlink()
+    else:
+        (root / "index.sqlite3").write_bytes(content)
+    found = examined(root)
+    assert found
+    assert all(text.startswith(("problem: index: ", "problem: store: ")) for text in found)
+    write_byte(pack_of(root), 200, 0xFF)
+    assert len(examined(root)) == len(found) + 1
+
+
+def test_a_torn_log_is_a_note_before_sqlite_forgets_it(root: Path) -> None:
+    log = root / "index.sqlite3-wal"
+    with Store.open(root) as store:
+        for flag in (1, 2, 4):
+            with store.writer.transaction("test", durable=True) as transaction:
+                transaction.edit_flags(Docid(1), flag, 0)
+        content = log.read_bytes()
+    wal = parse_wal(content)
+    assert wal.readable == len(wal.frames) > 2
+    assert all(frame.is_good for frame in wal.frames)
+    middle = wal.frames[len(wal.frames) // 2]
+    write_byte_of(content, log, middle.offset + 7)
+    damaged = parse_wal(log.read_bytes())
+    assert [frame for frame in damaged.frames if not frame.is_good] == [
+        middle._replace(is_good=False)
+    ]
+    assert damaged.readable <= len(wal.frames) // 2
+    (found,) = [text for text in examined(root) if "-wal" in text]
+    assert found.startswith("note: index.sqlite3-wal: frame ")
+
+
+def write_byte_of(content: bytes, path: Path, position: int) -> None:
+    changed = bytearray(content)
+    changed[position] ^= 1
+    path.write_bytes(changed)
+
+
+def test_all_words_of_all_messages_are_looked_at_when_asked_for(root: Path) -> None:
+    with Store.open(root) as store:
+        assert list(verify(store, full=True)) == []
+    # As many words, but one of them another.
+    damage_index(root, "DELETE FROM message_text WHERE rowid = 2")
+    damage_index(
+        root,
+        "INSERT INTO message_text(rowid, sender, recipient, subject, body) "
+        "VALUES (2, 'Ann ann example org', 'bob example org', 'a subject', 'some toxt')",
+    )
+    with Store.open(root) as store:
+        assert [str(found) for found in verify(store, full=True)] == [
+            "note: message 2: has words in the search index that are not those of its bytes"
+        ]
 
 
 def test_counts_say_what_was_looked_at(root: Path) -> None:

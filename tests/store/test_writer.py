@@ -15,9 +15,10 @@ from mailfs.errors import (
 from mailfs.ids import Docid, Keyword, Modseq, SearchId
 from mailfs.message.keywords import FLAGGED, SEEN
 from mailfs.store import prepare, records
+from mailfs.store.adding import Outcome
 from mailfs.store.saved import ViewState
 from mailfs.store.store import Store
-from mailfs.store.transaction import Outcome, Transaction
+from mailfs.store.transaction import Transaction
 from tests.fakes import Deliver, make_message, new_message
 from tests.oracle import contents_of, count_of, docids_of, problems_of
 

@@ -9,15 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from mailfs.errors import StoreError, StoreFull
+from mailfs.errors import StoreError, StoreFailing, StoreFull
 from mailfs.ids import Docid, Keyword
 from mailfs.message.keywords import SEEN
-from mailfs.store import packs
+from mailfs.store import health, packs
+from mailfs.store.rescue.verify import counts, verify
 from mailfs.store.store import Store
 from mailfs.store.transaction import Transaction
-from mailfs.store.verify import counts, verify
 from tests.fakes import Deliver, make_message, new_message
 from tests.oracle import contents_of, count_of, problems_of
+
+
+@pytest.fixture(autouse=True)
+def no_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a failure the next write is tried at once; test_health.py has what is refused otherwise."""
+    monkeypatch.setattr(health, "QUIET_S", 0.0)
 
 
 def add(store: Store, *raws: bytes) -> list[Docid]:
@@ -137,7 +143,7 @@ def is_folder(fd: int) -> bool:
 @pytest.mark.parametrize("had_mail", [True, False], ids=["with mail", "new"])
 @pytest.mark.parametrize(
     ("code", "kind"),
-    [(errno.EIO, StoreError), (errno.ENOSPC, StoreFull), (errno.EDQUOT, StoreFull)],
+    [(errno.EIO, StoreFailing), (errno.ENOSPC, StoreFull), (errno.EDQUOT, StoreFull)],
     ids=["EIO", "ENOSPC", "EDQUOT"],
 )
 def test_a_sync_that_fails_commits_nothing_and_harms_nothing(
@@ -272,6 +278,32 @@ def test_sync_makes_light_commits_survive_power_loss_too(
     monkeypatch.setattr("os.fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
     store.writer.sync()
     assert synced == [f"{store.layout.index}-wal"]
+
+
+def test_a_durable_transaction_that_finds_all_in_place_promises_that_too(
+    store: Store, deliver: Deliver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message made live again by a change that nobody had synced is delivered once more."""
+    raw = make_message(7)
+    docid = deliver(raw=raw)
+    with store.writer.transaction("test", durable=True) as transaction:
+        transaction.expunge(docid)
+    with store.writer.transaction("test", durable=False) as transaction:
+        transaction.undelete(docid)
+    synced: list[str] = []
+    monkeypatch.setattr("os.fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    with store.writer.transaction("test", durable=False):
+        pass
+    assert synced == []
+    assert add(store, raw) == [docid]
+    assert synced == [f"{store.layout.index}-wal"]
+
+    def failing(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("os.fsync", failing)
+    with pytest.raises(StoreFailing):
+        add(store, raw)
 
 
 def test_sync_tells_of_a_failure(

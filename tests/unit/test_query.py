@@ -13,7 +13,13 @@ from mailfs.errors import BadKeyword, QuerySyntaxError
 from mailfs.ids import Keyword, ThreadId
 from mailfs.message.keywords import FLAGGED, RECENT, SEEN, SYSTEM_KEYWORDS, parse_keyword
 from mailfs.search.prefixes import NAME_OF_COLUMNS, TEXT_PREFIXES, VALUE_PREFIXES
-from mailfs.search.query import MAX_QUERY_CHARS, format_query, parse_query
+from mailfs.search.query import (
+    MAX_QUERY_CHARS,
+    MAX_TERMS,
+    MAX_THREADS,
+    format_query,
+    parse_query,
+)
 from mailfs.search.tree import (
     MAX_HEIGHT,
     MAX_NESTING,
@@ -161,6 +167,12 @@ def test_each_form_means_what_the_man_page_says(text: str, tree: Query) -> None:
         ("(" * (MAX_NESTING + 1), MAX_NESTING, "too deeply"),
         ("-" * (MAX_NESTING + 1) + "a", MAX_NESTING, "too deeply"),
         ("a" * (MAX_QUERY_CHARS + 1), MAX_QUERY_CHARS, "at most 100,000"),
+        ("a " * (MAX_TERMS + 1), 2 * MAX_TERMS, "at most 5,000 words"),
+        ('b "' + "a " * MAX_TERMS + '"', 2, "at most 5,000 words"),
+        ("b " + "a\0" * MAX_TERMS, 2, "at most 5,000 words"),
+        ("tag:a " * (MAX_TERMS + 1), 6 * MAX_TERMS, "at most 5,000 words"),
+        ("thread:{a} " * (MAX_THREADS + 1), 11 * MAX_THREADS, "200 thread:{...} are the limit"),
+        ("a" * 200 + ":b", 0, "there is no prefix " + "a" * 40 + "...:"),
     ],
 )  # fmt: skip
 def test_an_error_says_what_and_where(text: str, position: int, reason: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mailfs.search.prefixes import TEXT_PREFIXES, VALUE_PREFIXES
-from mailfs.search.query import MAX_QUERY_CHARS, parse_query
+from mailfs.search.query import MAX_QUERY_CHARS, MAX_TERMS, MAX_THREADS, parse_query
 from mailfs.search.tree import MAX_NESTING, MAX_THREAD_NESTING
 
 PAGE = Path(__file__).resolve().parents[2] / "man" / "mailfs-search.7"
@@ -47,6 +47,8 @@ def test_every_example_is_a_query(example: str) -> None:
 def test_the_limits_are_those_of_the_code() -> None:
     limits = _text().partition(".SH LIMITS")[2].partition(".SH")[0]
     assert f"{MAX_QUERY_CHARS:,} characters" in limits
+    assert f"{MAX_TERMS:,} words and values" in limits
+    assert f"and {MAX_THREADS}\n.BR thread:{{}}" in limits
     assert f"{MAX_NESTING} deep" in limits
     assert f"{MAX_THREAD_NESTING} deep" in limits
 

@@ -157,7 +157,7 @@ def test_what_link_from_tmp_acknowledges_is_durable_and_mv_between_views_need_no
     ready.refresh()
     cur = ready.directory("work/cur")
     assert plan_arrival(ready.tree, ready.spool(RAW), cur, b"x", is_exclusive=True).is_durable
-    assert plan_link(ready.tree, docid, cur, b"x", is_revived=True).is_durable
+    assert plan_link(ready.tree, StoredMessage(docid, is_revived=True), cur, b"x").is_durable
     name = ready.name(docid)
     inbox = ready.directory("inbox/cur")
     assert not plan_move(ready.tree, inbox, name, cur, name, is_exclusive=False).is_durable

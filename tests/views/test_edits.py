@@ -184,7 +184,7 @@ def test_rm_in_a_query_view_expunges_whatever_the_keywords(world: World, view: s
 @pytest.mark.parametrize(
     ("on_rm", "is_live", "keywords"),
     [
-        ("unlink", False, set()),
+        ("unlink", False, {"work"}),
         ("untag", True, set()),
         ("expunge", False, {"work"}),
     ],

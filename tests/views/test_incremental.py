@@ -29,10 +29,11 @@ from mailfs.search.match import matching
 from mailfs.search.plan import plan
 from mailfs.search.query import format_query
 from mailfs.search.tree import All
+from mailfs.store.adding import Outcome
 from mailfs.store.prepare import prepare_message
 from mailfs.store.source import IndexSource
 from mailfs.store.store import Store
-from mailfs.store.transaction import Outcome, Transaction
+from mailfs.store.transaction import Transaction
 from mailfs.views.areas import make_area
 from mailfs.views.edits import EntryEdit, commit, plan_rename
 from mailfs.views.evaluation import evaluate, install

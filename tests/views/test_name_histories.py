@@ -30,7 +30,8 @@ from mailfs.message.keywords import (
 from mailfs.message.maildir import Base, format_base
 from mailfs.store.prepare import prepare_message
 from mailfs.store.store import Store
-from mailfs.views.arrivals import Arrival, plan_arrival, plan_link, plan_move
+from mailfs.views.areas import make_area
+from mailfs.views.arrivals import Arrival, StoredMessage, plan_arrival, plan_link, plan_move
 from mailfs.views.edits import EntryEdit, Removal, plan_rename, plan_unlink
 from mailfs.views.letters import KEYWORDS_FILE
 from mailfs.views.membership import end_lingering
@@ -237,10 +238,9 @@ class NameHistories(RuleBasedStateMachine):
             lambda: model.enter(mount, (view, folder, name), docid, is_exclusive=True),
             lambda: plan_link(
                 world.tree,
-                Docid(docid),
+                StoredMessage(Docid(docid), is_revived=True),
                 world.directory(f"{view}/{folder}"),
                 name,
-                is_revived=True,
             ),
             docid,
         )
@@ -408,7 +408,7 @@ class NameHistories(RuleBasedStateMachine):
         """As Dovecot does it, by a new file."""
         world = self.mounts[0].world
         area = world.tree.area(world.directory(view))
-        os.makedirs(area, exist_ok=True)
+        make_area(area)
         path = os.path.join(area, KEYWORDS_FILE)
         with open(path + b".lock", "w") as file:
             file.writelines(f"{letter - ord('a')} {word}\n" for letter, word in letters.items())

@@ -383,6 +383,60 @@ def test_after_very_many_changes_views_are_evaluated_anew_and_readers_keep_what_
     assert docids[5] not in anew
 
 
+# --- what was reclaimed
+
+
+def reclaim(world: World, docid: Docid) -> None:
+    with world.store.writer.transaction("test", durable=True) as transaction:
+        assert transaction.reclaim([docid]).messages == 1
+
+
+def test_what_was_expunged_and_reclaimed_while_the_mount_slept_is_gone(world: World) -> None:
+    stays, goes = world.deliver(), world.deliver()
+    lingers, view = read_in_unread(world)
+    world.load("inbox")
+    before = world.name(goes)
+    for docid in (goes, lingers):
+        world.expunge(docid)
+        reclaim(world, docid)
+    told = world.refresh()
+    assert before in {each.name for each in told}
+    assert world.names("inbox/cur") == [world.name(stays)]
+    assert world.names("unread/cur") == []
+    assert lingers not in view
+    assert not {goes, lingers} & set(world.tree.facts.docids())
+
+
+def test_a_view_of_conversations_asks_anew_when_one_is_gone_without_a_trace(world: World) -> None:
+    first = world.deliver(keywords=("inbox", "todo"))
+    answer = world.deliver(references=("1@example.org",))
+    world.save("talk", "thread:{tag:todo}")
+    world.refresh()
+    world.load("talk")
+    assert len(world.names("talk/cur")) == 2
+    world.expunge(first)
+    reclaim(world, first)
+    news = refresh(world.tree)
+    assert FoldersChanged(world.tree.views["talk"]) in news
+    world.load_again("talk")
+    assert world.names("talk/cur") == []
+    assert world.is_live(answer)
+
+
+def test_a_mount_that_saw_the_messages_go_has_nothing_to_do_when_they_are_reclaimed(
+    world: World,
+) -> None:
+    docid = world.deliver()
+    view = world.load("inbox")
+    world.expunge(docid)
+    world.refresh()
+    times = world.mtimes("inbox")
+    reclaim(world, docid)
+    assert world.refresh() == []
+    assert world.tree.views["inbox"] is view
+    assert world.mtimes("inbox") == times
+
+
 # --- what stays for the next mount
 
 

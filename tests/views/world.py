@@ -23,6 +23,7 @@ from mailfs.views.areas import make_area
 from mailfs.views.arrivals import (
     Arrival,
     SpooledFile,
+    StoredMessage,
     commit_arrival,
     plan_arrival,
     plan_link,
@@ -244,7 +245,8 @@ class World:
 
     def link(self, docid: Docid, path: str, name: bytes, *, is_revived: bool = False) -> Docid:
         directory = self.directory(path)
-        return self.arrive(plan_link(self.tree, docid, directory, name, is_revived=is_revived))
+        source = StoredMessage(docid, is_revived=is_revived)
+        return self.arrive(plan_link(self.tree, source, directory, name))
 
     def move(
         self, path: str, name: bytes, new_path: str, new_name: bytes, *, is_exclusive: bool = False
