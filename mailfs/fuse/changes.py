@@ -14,7 +14,7 @@ from mailfs.errors import Busy, MailfsError, NotFound
 from mailfs.fuse.problems import Problems
 from mailfs.fuse.requests import Requests
 from mailfs.ids import Docid, SearchId
-from mailfs.store.journal import Actor
+from mailfs.store.journal import Actor, Operation
 from mailfs.views.announce import Announcements, Place
 from mailfs.views.arrivals import Arrival, commit_arrival
 from mailfs.views.edits import (
@@ -268,7 +268,10 @@ class Changes:
         tree = self.tree
         stale = {pair for pair in tree.stale_names if not self._is_shown(*pair)}
         if stale:
-            with tree.store.writer.transaction("names", durable=False, deadline_s=0) as tx:
+            operation = Operation("names that are gone")
+            with tree.store.writer.transaction(
+                "names", durable=False, deadline_s=0, operation=operation
+            ) as tx:
                 tx.entries.forget_stale(stale)
                 for _, docid in stale:
                     tx.settle_deleted(docid)

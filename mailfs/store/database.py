@@ -42,6 +42,8 @@ Row = tuple[Any, ...]
 OLDEST_SQLITE = (3, 51, 3)
 # Writers hold our own lock before they begin, so SQLite is busy only for moments: a checkpoint, a recovery.
 _BUSY_TIMEOUT_MS = 10_000
+# For what is tried while clients wait, and done by the next if it cannot be done now.
+_MOMENT_MS = 200
 # 32 MiB of WAL between checkpoints: each one rewrites the hot pages of the indexes once.
 _CHECKPOINT_PAGES = 8192
 # 1 MiB where room is short.
@@ -171,6 +173,15 @@ def fit_wal(connection: apsw.Connection, free_bytes: int | None) -> None:
     if free_bytes is not None:
         pages = max(_FEW_PAGES, min(pages, int(free_bytes * _WAL_SHARE) // _PAGE_BYTES))
     connection.wal_autocheckpoint(pages)
+
+
+def restart_wal(connection: apsw.Connection) -> None:
+    """Write the index itself and begin the WAL anew. Raises BusyError when somebody reads what it held, after a moment."""
+    connection.set_busy_timeout(_MOMENT_MS)
+    try:
+        connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+    finally:
+        connection.set_busy_timeout(_BUSY_TIMEOUT_MS)
 
 
 def free_cache(connection: apsw.Connection) -> int:

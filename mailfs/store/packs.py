@@ -165,7 +165,8 @@ def _configured_bytes(layout: Layout) -> int:
 def promised_end(file: PackFile, size: int) -> int:
     """Where a pack ends whose acknowledged end is `size`: behind the last whole message.
 
-    What stands behind that was left by a writer that died. A record about the pack there says what has not come to be.
+    What stands behind that was left by a writer that died. A record about the pack there says what has not come to be;
+    but no writer goes on behind one that was not acknowledged: where messages follow, the index is older than the pack.
     Raises Corrupt when the pack is shorter than `size`.
     """
     if file.size < size:
@@ -175,9 +176,8 @@ def promised_end(file: PackFile, size: int) -> int:
         )
     with suppress(Corrupt):
         for offset, header in file.iter_records(size):
-            if header.codec not in MESSAGE_CODECS:
-                break
-            size = offset + HEADER_BYTES + header.stored
+            if header.codec in MESSAGE_CODECS:
+                size = offset + HEADER_BYTES + header.stored
     return size
 
 

@@ -22,6 +22,7 @@ from mailfs.store.database import (
     fit_wal,
     free_cache,
     open_writer,
+    restart_wal,
     set_durable,
     store_error,
     translated,
@@ -112,7 +113,11 @@ class Writer:
         if self._connection is None:
             self._connection = open_writer(self._layout.index)
         if self._must_restart_wal:
-            self._restart_wal(self._connection)
+            try:
+                self._restart_wal(self._connection)
+            except apsw.BusyError:
+                if durable:
+                    raise
         set_durable(self._connection, durable=durable)
         fit_wal(self._connection, self.health.free_bytes_or_none())
         return self._connection
@@ -192,7 +197,7 @@ class Writer:
     def _restart_wal(self, connection: apsw.Connection) -> None:
         """Write the index itself and begin the WAL anew: behind a frame that was lost no later one would be found.
 
-        The caller holds the lock. Raises apsw.Error, BusyError while somebody reads for longer than the busy timeout.
+        The caller holds the lock. Raises apsw.Error, BusyError when somebody goes on reading.
         """
-        connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        restart_wal(connection)
         self._must_restart_wal = False

@@ -261,7 +261,10 @@ def commit(
 
 def commit_entries(store: Store, edits: Sequence[EntryEdit], deadline_s: float) -> None:
     """The same for several edits of messages, in one transaction."""
-    with store.writer.transaction("letters", durable=False, deadline_s=deadline_s) as tx:
+    operation = Operation("letters that mean a keyword now")
+    with store.writer.transaction(
+        "letters", durable=False, deadline_s=deadline_s, operation=operation
+    ) as tx:
         for edit in edits:
             if tx.is_live(edit.docid):
                 _edit_entry(tx, edit)

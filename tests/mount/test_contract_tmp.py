@@ -319,20 +319,3 @@ def test_what_a_view_would_not_show_stays_a_file_in_it(mailfs: Mailfs, inbox: Pa
     path.rename(inbox / "cur/1:2,S")
     assert mailfs.names("bob") == []
     assert mailfs.count("tag:inbox is:seen") == 1
-
-
-def test_a_file_left_in_cur_by_a_crash_is_taken_in_by_the_next_mount(
-    mailfs: Mailfs, inbox: Path
-) -> None:
-    pid = mailfs.pid
-    fd = os.open(inbox / "cur/1:2,S", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    os.write(fd, RAW)
-    os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not is_alive(pid), "the end of the daemon")
-    with suppress(OSError):
-        os.close(fd)
-    mailfs.mount()
-    wait_until(lambda: mailfs.count("tag:inbox is:seen") == 1, "the message is taken in")
-    assert mailfs.names("inbox") == ["1:2,S"]
-    assert (inbox / "cur/1:2,S").read_bytes() == RAW
-    mailfs.umount()

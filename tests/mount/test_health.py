@@ -125,6 +125,7 @@ def test_a_disk_that_gets_full_refuses_deliveries_and_takes_flags_and_removals(
     assert mailfs.count("*") == acknowledged + 1
 
 
+@pytest.mark.slow
 @on_a_disk
 def test_a_disk_that_others_fill_to_the_last_block_loses_nothing_and_comes_back(
     disk: SmallDisk, on_disk: Mailfs
@@ -223,7 +224,15 @@ def failing(mailfs: Mailfs, tmp_path: Path) -> FailingDisk:
     return FailingDisk(mailfs, tmp_path / "shim")
 
 
-@pytest.mark.parametrize("code", [errno.EIO, errno.EROFS, errno.ENOSPC], ids=errno.errorcode.get)
+@pytest.mark.parametrize(
+    "code",
+    [
+        errno.EIO,
+        pytest.param(errno.EROFS, marks=pytest.mark.slow),
+        pytest.param(errno.ENOSPC, marks=pytest.mark.slow),
+    ],
+    ids=errno.errorcode.get,
+)
 def test_a_disk_that_fails_under_a_mount_ends_no_mount(
     failing: FailingDisk, mailfs: Mailfs, code: int
 ) -> None:
@@ -257,6 +266,7 @@ def test_a_disk_that_fails_under_a_mount_ends_no_mount(
     assert mailfs.count("*") == 12
 
 
+@pytest.mark.slow
 def test_a_sync_that_fails_is_told_and_the_next_one_counts(
     failing: FailingDisk, mailfs: Mailfs
 ) -> None:

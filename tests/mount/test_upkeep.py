@@ -74,11 +74,12 @@ def test_a_mount_takes_care_of_its_store(mailfs: Mailfs) -> None:
     assert "maintained 20" in status
     assert "1 messages reclaimed" in status
     assert "expunged   1 messages" in status
-    assert "maintenance: 1 messages reclaimed" in mailfs.log_text()
+    wait_until(lambda: "maintenance: 1 messages reclaimed" in mailfs.log_text(), "a line of it")
     assert status_of(mailfs)["maintenance"]["next"].startswith("20")
     mailfs.umount()
 
 
+@pytest.mark.slow
 def test_it_is_done_once_a_day_and_after_a_mount_that_comes_late(mailfs: Mailfs) -> None:
     mailfs.create(messages=1)
     configure(mailfs, NOW)
@@ -114,6 +115,7 @@ def test_by_hand_it_is_done_at_once_and_with_due_when_it_is_due(mailfs: Mailfs) 
     assert "reclaimed" in mailfs.say("maintain", "--due")
 
 
+@pytest.mark.slow
 def test_clients_read_on_while_packs_are_rewritten(mailfs: Mailfs) -> None:
     mailfs.create()
     with Store.open(mailfs.store) as store:

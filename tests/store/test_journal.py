@@ -16,6 +16,7 @@ from mailfs.store.journal import Actor, Operation
 from mailfs.store.saved import ViewState
 from mailfs.store.store import Store
 from mailfs.store.transaction import Transaction
+from mailfs.store.upkeep import log as log_module
 from mailfs.store.upkeep.log import (
     Counts,
     Event,
@@ -242,6 +243,18 @@ def test_a_slice_in_which_nothing_changed_gives_the_operation_no_number(
     assert operation.number == 0
     do(store, lambda tx: tx.edit_keywords(docid, add=[DONE]), operation)
     assert operation.number == store.index.state().modseq
+
+
+def test_changes_read_piece_by_piece_are_all_of_them(
+    store: Store, deliver: Deliver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docids = [deliver() for _ in range(7)]
+    monkeypatch.setattr(log_module, "_PIECE_DOCIDS", 2)
+    operation = Operation("test")
+    for docid in (docids[6], docids[1], docids[2]):
+        do(store, lambda tx, docid=docid: tx.edit_keywords(docid, [TODO]), operation)  # type: ignore[misc]  # the loop's docid of now
+    found = changes(store.index, operation.number)
+    assert [each.docid for each in found] == [docids[1], docids[2], docids[6]]
 
 
 # --- the log

@@ -113,7 +113,9 @@ def rows_of(root: Path, statement: str) -> list[object]:
         "UPDATE message SET thread = 3 WHERE docid = 2",
         "UPDATE message SET thread = 1 WHERE docid = 2",
         "DELETE FROM reference WHERE message_id = '2@example.org'",
-        "UPDATE blob SET hash = zeroblob(16) WHERE blob_id = 9",
+        "UPDATE blob SET hash = zeroblob(16) WHERE blob_id = 1",
+        "UPDATE blob SET raw = raw + 1 WHERE blob_id = 4",
+        "UPDATE blob SET stored = stored - 1 WHERE blob_id = 3",
         "UPDATE blob SET offset = offset + 1 WHERE blob_id = 1",
         "UPDATE blob SET pack = 7 WHERE blob_id = 1",
         "UPDATE pack SET size = size - 1",
@@ -484,6 +486,18 @@ def test_the_file_format_is_put_back_from_its_copy_and_the_other_way_round(
     assert len(repaired(root)) == 1
     assert (root / "format").read_bytes() == (root / "format.bak").read_bytes() == before
     assert_sound(root)
+
+
+def test_a_store_without_any_pack_is_one_again(root: Path, tmp_path: Path) -> None:
+    backup = tmp_path / "backup"
+    shutil.copytree(root, backup)
+    with Store.open(root) as store:
+        before = contents_of(store)
+    shutil.rmtree(root / "packs")
+    repaired(root, backup)
+    assert_sound(root)
+    with Store.open(root) as store:
+        assert contents_of(store) == before
 
 
 def test_a_configuration_is_left_to_its_owner(root: Path) -> None:

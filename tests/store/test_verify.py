@@ -1,5 +1,6 @@
 """The oracle itself: each kind of damage is found, and nothing is found where there is none."""
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -150,9 +151,11 @@ INDEX_DAMAGE = {
         "problem: pack 7 at {1} (message 1, blob 1): is missing",
         "note: pack 1 at {1}: is a whole message that the index does not know",
     ],
-    "UPDATE pack SET size = size - 1": [
-        "problem: blob 3: lies behind the end of its pack",
-        "problem: pack 1: the index says that it ends at ",
+    "UPDATE pack SET size = size - 1": ["problem: pack 1: the index says that it ends at "],
+    "UPDATE pack SET size = 17": [
+        "problem: blob 1: lies behind the end of its pack",
+        "problem: blob 2: lies behind the end of its pack",
+        "problem: pack 1: the index says that it ends at 17, within a record",
     ],
     "UPDATE pack SET size = size + 1": ["problem: pack 1: ends at {end}, the index knows "],
     "UPDATE pack SET sealed = 1": ["problem: pack 1: is sealed, but does not end with a footer"],
@@ -366,6 +369,36 @@ def test_packs_are_looked_at_where_the_index_is_no_index(root: Path, content: by
     assert all(text.startswith(("problem: index: ", "problem: store: ")) for text in found)
     write_byte(pack_of(root), 200, 0xFF)
     assert len(examined(root)) == len(found) + 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "format",
+        "format.bak",
+        "index.sqlite3",
+        "packs/00000001.pack",
+        "config",
+        "dump",
+        "lock",
+        "in-use",
+    ],
+)
+@pytest.mark.parametrize("kind", ["folder", "fifo", "link", "nothing"])
+def test_whatever_stands_in_the_place_of_a_file_is_said_and_nothing_waits(
+    root: Path, name: str, kind: str
+) -> None:
+    path = root / name
+    path.unlink(missing_ok=True)
+    if kind == "folder":
+        path.mkdir(mode=0o700)
+    elif kind == "fifo":
+        os.mkfifo(path, 0o600)
+    elif kind == "link":
+        path.symlink_to("nowhere")
+    found = examined(root)
+    needed = ("format", "format.bak", "index.sqlite3", "packs/00000001.pack")
+    assert found != [] or (kind == "nothing" and name not in needed)
 
 
 def test_a_torn_log_is_a_note_before_sqlite_forgets_it(root: Path) -> None:

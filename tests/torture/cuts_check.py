@@ -5,7 +5,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -36,11 +36,12 @@ class Seen:
 
 @dataclass(frozen=True)
 class Found:
-    """What a store held. `delivered` was brought after all was seen. `wrong` are broken promises."""
+    """What a disk held. `delivered` was brought after all was seen. `wrong` are broken promises."""
 
     seen: tuple[Seen, ...]
     delivered: Seen
     wrong: tuple[str, ...]
+    snapshots: tuple[str, ...]
     opened_s: float
 
     def write(self, fd: int) -> None:
@@ -49,7 +50,7 @@ class Found:
             (each.key, each.docid, each.number, fields_of(each.state))
             for each in (*self.seen, self.delivered)
         ]
-        raw = json.dumps((everything, self.wrong, self.opened_s)).encode()
+        raw = json.dumps((everything, self.wrong, self.snapshots, self.opened_s)).encode()
         view = memoryview(raw)
         while view:
             view = view[os.write(fd, view) :]
@@ -57,31 +58,36 @@ class Found:
     @classmethod
     def parse(cls, raw: bytes) -> "Found":
         """What write() wrote."""
-        everything, wrong, opened_s = json.loads(raw)
+        everything, wrong, snapshots, opened_s = json.loads(raw)
         *seen, delivered = (
             Seen(key, Docid(docid), number, state_of(fields))
             for key, docid, number, fields in everything
         )
-        return cls(tuple(seen), delivered, tuple(wrong), opened_s)
+        return cls(tuple(seen), delivered, tuple(wrong), tuple(snapshots), opened_s)
 
 
-def look(root: Path, random: Random, said: int) -> None:
+def look(root: Path, random: Random, known_snapshots: Collection[str], said: int) -> None:
     """Open, verify, read everything, deliver one more, and say so. Any exception is a failure of the store.
 
-    Mostly the store is not closed: the last to close it writes the log to the index, and then there is nothing to recover.
+    Snapshots are looked at once: nobody writes them. Mostly the store is not closed: the last to close it writes the log
+    to the index, and then there is nothing to recover.
     """
     start = time.monotonic()
     store = Store.open(root)
     opened_s = time.monotonic() - start
     wrong = [str(problem) for problem in problems_of(store)]
     seen = [*_messages(store), *_files(store)]
-    if snapshots := sorted(backups_of(root).glob("2*")):
-        wrong += _problems_of_snapshots(snapshots)
+    snapshots = sorted(backups_of(root).glob("2*"))
+    for path in snapshots:
+        if path.name not in known_snapshots:
+            wrong += _problems_of_snapshot(path)
+    if snapshots:
         seen.append(_newest_mark(snapshots[-1]))
     twice = Counter(each.key for each in seen)
     wrong += [f"{key} is there {times} times" for key, times in twice.items() if times > 1]
     delivered = _deliver(store, random)
-    Found(tuple(seen), delivered, tuple(wrong), opened_s).write(said)
+    names = tuple(path.name for path in snapshots)
+    Found(tuple(seen), delivered, tuple(wrong), names, opened_s).write(said)
     if random.random() < 0.3:
         store.close()
 
@@ -111,19 +117,20 @@ def _files(store: Store) -> list[Seen]:
     ]
 
 
-def _problems_of_snapshots(snapshots: list[Path]) -> Iterator[str]:
-    """Each is a whole store."""
-    for path in snapshots:
-        with Store.open(path) as store:
-            for problem in problems_of(store):
-                yield f"snapshot {path.name}: {problem}"
+def _problems_of_snapshot(path: Path) -> Iterator[str]:
+    """It is a whole store."""
+    with Store.open(path) as store:
+        for problem in problems_of(store):
+            yield f"snapshot {path.name}: {problem}"
 
 
 def _newest_mark(snapshot: Path) -> Seen:
     """The snapshot for the ledger: how new what it holds is."""
     with Store.open(snapshot) as store:
-        marks = [each.number for each in _messages(store) if each.number < MARKS_BELOW]
-    return Seen(SNAPSHOT, Docid(0), 0, live("", {str(max(marks, default=0))}))
+        rows = store.index.rows("SELECT message_id FROM envelope WHERE message_id <> ''")
+    numbers = [int(message_id.partition("@")[0]) for (message_id,) in rows]
+    newest = max((number for number in numbers if number < MARKS_BELOW), default=0)
+    return Seen(SNAPSHOT, Docid(0), 0, live("", {str(newest)}))
 
 
 def _deliver(store: Store, random: Random) -> Seen:

@@ -51,8 +51,8 @@ _PACK_LIMITS = (256 << 20, 1 << 20, 100_000)
 _DICTIONARY_BYTES, _DICTIONARY_MESSAGES = 8192, 50
 # A disk with less room is made anew: a full one is another part's.
 _ROOM_BYTES = 24 << 20
-# So many cuts a disk lives.
-_CUTS_A_DISK = 150
+# So many cuts a disk lives; what is looked at after each grows with it.
+_CUTS_A_DISK = (10, 80)
 _CHECK_DEADLINE_S = 60.0
 _READY_DEADLINE_S = 30.0
 _SILENCE_DEADLINE_S = 30.0
@@ -115,10 +115,11 @@ class Stage:
         self._mountpoint = folder / "mail"
         self._mountpoint.mkdir()
         self._is_up = False
-        self._cuts = 0
+        self._cuts_left = 0
         self._groups: list[int] = []
         self._ledger = Ledger()
         self._known: dict[Key, Known] = {}
+        self._snapshots: frozenset[str] = frozenset()
         self._faults: list[str] = []
         self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._made_of = self._mounted = self.how = ""
@@ -138,7 +139,7 @@ class Stage:
     def cut_once(self, n: int) -> str:
         """One cut from beginning to end; its kind. Raises Failed, and then the next is on a new disk."""
         try:
-            if not self._is_up or self._cuts >= _CUTS_A_DISK or not self._has_room():
+            if not self._is_up or not self._cuts_left or not self._has_room():
                 made = self._make_store(n)
                 if made:
                     return made
@@ -148,7 +149,7 @@ class Stage:
             raise
 
     def _cut_everybody(self, n: int) -> str:
-        self._cuts += 1
+        self._cuts_left -= 1
         (kind,) = self._random.choices(KINDS, [each.weight for each in KINDS])
         self._act(kind, n)
         if self._random.random() < _UNSEEN:
@@ -175,7 +176,9 @@ class Stage:
         if self._is_up:
             self._disk.unmount()
         made = self._disk.make(self._random)
-        self._ledger, self._known, self._cuts, self._is_up = Ledger(), {}, 0, True
+        self._ledger, self._known, self._is_up = Ledger(), {}, True
+        self._snapshots = frozenset()
+        self._cuts_left = self._random.randint(*_CUTS_A_DISK)
         packs.PACK_LIMIT_BYTES = self._random.choice(_PACK_LIMITS)
         self._made_of, self._mounted = made, self._disk.mount(self._random)
         self.how = f"{self._made_of}; {self._mounted}"
@@ -415,6 +418,7 @@ class Stage:
         if wrong:
             kept = self._keep(n, wrong)
             raise Failed(f"{len(wrong)} wrong, see {kept}: " + " | ".join(wrong[:3]))
+        self._snapshots = frozenset(found.snapshots)
         states[found.delivered.key] = found.delivered.state
         self._ledger.settle(states)
         self._known = {
@@ -427,7 +431,7 @@ class Stage:
         answer, said = os.pipe()
         child = self._fork()
         if child == 0:
-            _be_checker(self._root, Random(f"{self._seed} {n} look"), said)
+            _be_checker(self._root, Random(f"{self._seed} {n} look"), self._snapshots, said)
         os.close(said)
         raw = b""
         give_up = time.monotonic() + _CHECK_DEADLINE_S
@@ -501,9 +505,9 @@ def _operation(who: str, fields: dict[str, object]) -> Operation:
     )
 
 
-def _be_checker(root: Path, random: Random, said: int) -> NoReturn:
+def _be_checker(root: Path, random: Random, snapshots: frozenset[str], said: int) -> NoReturn:
     try:
-        look(root, random, said)
+        look(root, random, snapshots, said)
     except BaseException as error:  # noqa: BLE001  # it is told, and it is a failure
         os.write(said, told(error).encode())
     finally:

@@ -127,13 +127,14 @@ def least_ratio(shape: Shape, scale: float, path: Path) -> float:
     place = Place.TOP if Place.TOP in shape.all_places else shape.all_places[0]
     file = File(shape, place, 1, 1)
     least = float("inf")
+    path.write_bytes(file.build(scale * 2))
+    if in_child(seconds_to_read, path, 1) < 2 * _MEASURABLE_S:
+        return 0.0
     for _ in range(4):
         seconds = []
         for factor in (1, 2):
             path.write_bytes(file.build(scale * factor))
-            seconds.append(in_child(seconds_to_read, path, 5))
-        if seconds[1] < 2 * _MEASURABLE_S:
-            return 0.0
+            seconds.append(in_child(seconds_to_read, path, 3))
         least = min(least, seconds[1] / seconds[0])
         if least <= RATIO:
             break

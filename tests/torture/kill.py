@@ -30,10 +30,7 @@ def _kill(rig: Rig, point: Point, golden: Golden, report: Report) -> None:
     scenario = point.scenario
     rig.fresh(scenario)
     with rig.read_by(scenario):
-        rig.begin(scenario, is_harmed=True)
-        rig.arm(point.order)
-        played = rig.play(scenario, is_harmed=True)
-        hit = rig.disarm()
+        played, hit = rig.play_harmed(scenario, point.order)
         if not hit.harmed:
             # Timers make a call more or less.
             report.note(f"{point} was not reached this time")

@@ -1,7 +1,9 @@
 """Where harm is done: every call of every scenario, for each kind of harm, numbered so that a number finds it again."""
 
+import ctypes
 import json
 import pickle
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +19,8 @@ from tests.torture.tracing import Harm, Kind, Logged, Order, Shim, run_stage
 # Numbers of points: so many for each scenario, and within it for each kind of harm.
 _A_SCENARIO, _A_HARM = 1_000_000, 20_000
 _TOLD_EVERY = 500
+# linux/prctl.h
+_PR_SET_PDEATHSIG = 1
 
 
 class Harming(NamedTuple):
@@ -68,10 +72,21 @@ def play_in_stage(choice: Choice, directory: Path) -> Report:
 
 
 def perform(harmings: Sequence[Harming], attempt: Try) -> None:
-    """In the stage: do what argv asks, and write the report to stdout."""
+    """In the stage: do what argv asks, and write the report to stdout. Nothing stays mounted."""
     choice = Choice(*json.loads(sys.argv[1]))
+    # Who has asked may be killed.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     shim = Shim()
     rig = Rig(shim, shim.log.parent, choice.seed)
+    try:
+        report = _perform(choice, rig, harmings, attempt)
+    finally:
+        rig.clear()
+    sys.stdout.buffer.write(pickle.dumps(report))
+
+
+def _perform(choice: Choice, rig: Rig, harmings: Sequence[Harming], attempt: Try) -> Report:
     report = Report(choice.part, choice.seed)
     groups = _groups(choice, harmings)
     sizes: dict[tuple[str, Kind], int] = {}
@@ -84,7 +99,10 @@ def perform(harmings: Sequence[Harming], attempt: Try) -> None:
     slowest = (0.0, "")
     for number, point in enumerate(points):
         if number % _TOLD_EVERY == 0:
-            sys.stderr.write(f"{choice.part}: {number} of {len(points)}, {point}\n")
+            told = (
+                f"{choice.part}: {number} of {len(points)}, {len(report.failures)} failed, {point}"
+            )
+            sys.stderr.write(f"{told}\n")
         begun_s = time.monotonic()
         try:
             if point.scenario.name not in goldens:
@@ -96,7 +114,7 @@ def perform(harmings: Sequence[Harming], attempt: Try) -> None:
             rig.clear()
         slowest = max(slowest, (time.monotonic() - begun_s, str(point)))
     report.note(f"the slowest took {slowest[0]:.1f} s: {slowest[1]}")
-    sys.stdout.buffer.write(pickle.dumps(report))
+    return report
 
 
 def _groups(choice: Choice, harmings: Sequence[Harming]) -> list[tuple[Scenario, Harming, int]]:

@@ -65,6 +65,8 @@ class Rig:
         self._work = folder / "work"
         self._work.mkdir()
         self._daemon: Child | None = None
+        # How the daemon ended that was harmed throughout.
+        self.last: Ended | None = None
         _import_all()
 
     # --- beginnings
@@ -98,22 +100,23 @@ class Rig:
 
     # --- the daemon
 
-    def begin(self, scenario: Scenario, *, is_harmed: bool) -> None:
-        """Mount, where the scenario is one of a mount."""
-        if scenario.is_mounted:
-            place = self._place
-            words = ["--store", str(place.store), "mount", "-f", str(place.mount)]
+    def begin(self, scenario: Scenario, *, is_harmed: bool) -> bool:
+        """Mount, where the scenario is one of a mount. False where the daemon has ended before it served."""
+        if not scenario.is_mounted:
+            return True
+        place = self._place
+        words = ["--store", str(place.store), "mount", "-f", str(place.mount)]
 
-            def serve() -> int:
-                set_constants(scenario.constants)
-                return main(words)
+        def serve() -> int:
+            set_constants(scenario.constants)
+            return main(words)
 
-            self._daemon = Child(serve, self._work, self.shim if is_harmed else None)
-            wait_until(self._is_ready, "the mount", _READY_S)
+        self._daemon = Child(serve, self._work, self.shim if is_harmed else None)
+        wait_until(lambda: self._is_ready() or not self.is_served, "the mount", _READY_S)
+        assert self.is_served or is_harmed, f"the daemon ended: {self._daemon.errors}"
+        return self.is_served
 
     def _is_ready(self) -> bool:
-        assert self._daemon is not None
-        assert self._daemon.is_running(), f"the daemon ended: {self._daemon.errors}"
         try:
             return os.stat(self._place.mount).st_dev != os.stat(self._place.folder).st_dev
         except OSError:
@@ -243,12 +246,26 @@ class Rig:
         """How many calls of these kinds a scenario makes."""
         self.fresh(scenario)
         with self.read_by(scenario):
-            self.begin(scenario, is_harmed=True)
-            self.shim.arm(self._place.folder, Order(kinds=kinds))
-            self.play(scenario, is_harmed=True)
-            hit = self.shim.disarm()
+            _, hit = self.play_harmed(scenario, Order(kinds=kinds))
             self.end()
         return hit.calls
+
+    def play_harmed(
+        self, scenario: Scenario, order: Order, logged: Logged = Logged.NOTHING
+    ) -> tuple[Played, Hit]:
+        """Play it while it is harmed. A daemon that lives goes on, but for one that was harmed throughout."""
+        shim = self.shim
+        shim.log.write_bytes(b"")
+        if not scenario.is_harmed_throughout:
+            self.begin(scenario, is_harmed=True)
+            shim.arm(self._place.folder, order, logged)
+            played = self.play(scenario, is_harmed=True)
+            return played, shim.disarm()
+        shim.arm(self._place.folder, order, logged)
+        is_served = self.begin(scenario, is_harmed=True)
+        played = self.play(scenario, is_harmed=True) if is_served else Played(scenario, ())
+        self.last = self.end()
+        return played, shim.disarm()
 
     def look(self) -> Found:
         """The store as the next program finds it."""
@@ -258,10 +275,6 @@ class Rig:
         """What is wrong outside of the store."""
         extra = scenario.extra
         return [] if extra is None else ask(lambda: extra(self._place), self._work)
-
-    def arm(self, order: Order, logged: Logged = Logged.NOTHING) -> None:
-        self.shim.log.write_bytes(b"")
-        self.shim.arm(self._place.folder, order, logged)
 
     def disarm(self) -> Hit:
         return self.shim.disarm()

@@ -83,7 +83,8 @@ class Scenario:
 
     `constants` of mailfs are others while it is played: limits so small that little mail passes them, and slices that
     do not end with the clock, so that there are as many calls each time. A store that is broken in the beginning is looked
-    at when all steps were taken, not before. `extra` says what else is wrong, of what is outside of the store.
+    at when all steps were taken, not before. `extra` says what else is wrong, of what is outside of the store. With
+    `is_harmed_throughout` a daemon is harmed from its start to its end, not only while the steps are taken.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Scenario:
     has_reader: bool = False
     constants: tuple[tuple[str, float], ...] = ()
     is_broken: bool = False
+    is_harmed_throughout: bool = False
     extra: Callable[[Place], list[str]] | None = None
 
 

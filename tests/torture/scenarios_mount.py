@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.mount.waiting import pause
 from tests.torture.oracle import digest_of
-from tests.torture.scenarios import COMING, LARGE, Place, Scenario, Step, store_with_mail
+from tests.torture.scenarios import COMING, FIRST, LARGE, Place, Scenario, Step, store_with_mail
 
 # The daemon's timer looks each second.
 _SETTLED_S = 2.5
@@ -261,5 +261,21 @@ MOUNTED = (
         rename("inbox/dovecot-uidlist.lock", "inbox/dovecot-uidlist"),
         write_text("inbox/.uidvalidity", "1\n2\n"),
         remove("inbox/.uidvalidity"),
+    ),
+    _mounted(
+        "mount: bring back",
+        move(FIRST[-1], ".expunged/cur", "inbox/cur"),
+        remove_message(4, "all/cur"),
+        move(4, ".expunged/cur", "work/cur"),
+    ),
+    replace(
+        _mounted(
+            "mount: from begin to end",
+            write(COMING[0], "inbox/tmp/5.e"),
+            link("inbox/tmp/5.e", "inbox/new/5.e"),
+            remove("inbox/tmp/5.e"),
+            set_letters(0, "inbox/cur", "S"),
+        ),
+        is_harmed_throughout=True,
     ),
 )

@@ -81,6 +81,9 @@ class Order(NamedTuple):
     for_good: bool = False
 
 
+_NOTHING = Order()
+
+
 class Hit(NamedTuple):
     """What was counted while armed, how many calls were harmed, and the first of these."""
 
@@ -264,10 +267,12 @@ def build_shim(folder: Path) -> Path:
     return path
 
 
-def watched_environment(folder: Path, prefix: Path) -> dict[str, str]:
-    """What makes a program a subject from its start; the calls it is counted by are lines of `folder`/log."""
+def watched_environment(
+    folder: Path, prefix: Path, order: Order = _NOTHING, logged: Logged = Logged.CALLS
+) -> dict[str, str]:
+    """What makes a program a subject from its start; its log is `folder`/log."""
     control = Control()
-    arm_control(control, prefix, Order(), Logged.CALLS)
+    arm_control(control, prefix, order, logged)
     return _environment(folder, bytes(control)) | {_SUBJECT: "1"}
 
 

@@ -69,6 +69,14 @@ def _check_copy(found: Layout, copy: Layout | StoreError) -> Iterator[Finding]:
         yield Finding(severity, "format.bak", "says something else than format", Kind.FORMAT_COPY)
 
 
+def check_waiting(root: Path) -> Iterator[Finding]:
+    """What would keep who opens it waiting for ever: a FIFO in the place of a file. Nothing else can be looked at then."""
+    for path in (*root.glob("*"), *root.glob("packs/*")):
+        if path.is_fifo():
+            name = str(path.relative_to(root))
+            yield problem(name, "is a FIFO: move it away, and look again", Kind.FILE)
+
+
 def check_files(root: Path) -> Iterator[Finding]:
     """Modes and kinds of all files that are mailfs's own."""
     yield from _check_mode(root, ".", stat.S_ISDIR, _OTHERS)

@@ -229,7 +229,9 @@ _RULES = (
     ),
     Rule(
         "SELECT blob.blob_id FROM blob LEFT JOIN pack USING (pack) "
-        "WHERE pack.pack IS NULL OR offset + stored > pack.size",
+        "WHERE (pack.pack IS NULL OR offset + stored > pack.size) AND EXISTS "
+        "(SELECT 1 FROM message_blob JOIN message USING (docid) "
+        "WHERE message_blob.blob_id = blob.blob_id AND expunged = 0)",
         "blob {}",
         "lies behind the end of its pack",
         Kind.BLOB_PLACE,

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import apsw
 
@@ -29,6 +30,7 @@ from mailfs.store.records import (
     format_header,
     iter_chain,
     parse_dictionary,
+    parse_footer,
     parse_record,
     parse_tombstones,
 )
@@ -129,7 +131,7 @@ class PackChecks:
         dead = {PackNumber(pack) for (pack,) in self._rows("SELECT pack FROM dead_pack")} - {*known}
         named = {PackNumber(pack) for (pack,) in self._rows("SELECT DISTINCT pack FROM blob")}
         there: dict[PackNumber, int] = {}
-        for path in sorted(self._layout.packs.iterdir()):
+        for path in self._pack_files():
             if path.suffix != ".pack" or not path.stem.isdigit():
                 yield note(f"packs/{path.name}", "is no pack", Kind.FILE)
                 continue
@@ -150,6 +152,12 @@ class PackChecks:
             done += there.get(number, 0)
         if self._failed is not None:
             yield problem("index", self._failed, Kind.INDEX)
+
+    def _pack_files(self) -> list[Path]:
+        try:
+            return sorted(self._layout.packs.iterdir())
+        except OSError:
+            return []  # told of already
 
     def _read_tombstones(self, number: PackNumber) -> None:
         try:
@@ -177,9 +185,12 @@ class PackChecks:
                 yield problem(walk.where, "does not begin as a pack does", Kind.PACK_HEAD, number)
             yield from self._walk(walk)
         except (Corrupt, StoreError, OSError) as error:
-            yield problem(f"pack {number}", _without_place(error), Kind.PACK_FILE, number)
-            for row in rows.values():
-                yield from self._check_alone(number, row)
+            of_rows = [found for row in rows.values() for found in self._check_alone(number, row)]
+            is_known = of_rows and all(found.severity is Severity.LOST for found in of_rows)
+            severity = Severity.LOST if is_known else Severity.PROBLEM
+            what = _without_place(error)
+            yield Finding(severity, f"pack {number}", what, Kind.PACK_FILE, number)
+            yield from of_rows
             return
         yield from self._check_rest(walk)
 
@@ -214,14 +225,20 @@ class PackChecks:
                 parse_tombstones(walk.file.record(found.offset, found.header))
             elif codec == CODEC_DICTIONARY:
                 yield from self._check_dictionary(walk, found)
-            elif found.end == walk.file.size:
-                walk.footer = found.offset
             else:
-                raise Corrupt("is a footer, but not at the end")
+                self._check_footer(walk, found)
         except Corrupt as error:
             if (number, found.offset) not in self._dead:
                 where = f"{walk.where} at {found.offset}"
                 yield problem(where, _without_place(error), Kind.RECORD, number, found.offset)
+
+    def _check_footer(self, walk: PackWalk, found: Found) -> None:
+        """Raises Corrupt for one that seals nothing; that of a sealed pack is looked at from its end."""
+        if found.end != walk.file.size:
+            raise Corrupt("is a footer, but not at the end")
+        if not walk.is_sealed:
+            parse_footer(walk.file.record(found.offset, found.header))
+        walk.footer = found.offset
 
     def _check_message(
         self, walk: PackWalk, found: Found, row: BlobRow | None

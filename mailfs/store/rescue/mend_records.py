@@ -24,6 +24,7 @@ from mailfs.store.records import (
     FRAME_BYTES,
     HEADER_BYTES,
     LEVEL,
+    MESSAGE_CODECS,
     THOROUGH_LEVEL,
     Chain,
     Dictionary,
@@ -64,7 +65,7 @@ def mend_blob(repair: Repair, finding: Finding) -> Outcome | None:
             return None
     except StoreFailing as error:
         return kept(finding, f"{error}: look after the disk, and try again")
-    how = _mend_header(repair, location, digest)
+    how = _trust_record(repair, blob_id, location) or _mend_header(repair, location, digest)
     copies = repair.copies.sound(digest, location.raw)
     good = [copy for copy in copies if _is_the_message(repair, blob_id, copy)]
     for copy in good:
@@ -96,6 +97,29 @@ def _is_sound(repair: Repair, location: Location, digest: bytes) -> bool:
         location.stored,
         location.raw,
     )
+
+
+def _trust_record(repair: Repair, blob_id: BlobId, location: Location) -> str:
+    """The record may be sound, and what the index says of it wrong."""
+    packs = repair.store.packs
+    try:
+        file = packs.file(location.pack)
+        header = file.header(location.offset)
+        found = Copy(packs, repair.store.layout.root, file, location.offset, header)
+        is_ours = found.is_sound() and _is_the_message(repair, blob_id, found)
+    except (Corrupt, StoreError):
+        return ""
+    place = (location.pack, location.offset)
+    rows = repair.store.index.rows("SELECT 1 FROM blob WHERE pack = ? AND offset = ?", place)
+    if not is_ours or len(rows) != 1 or header.codec not in MESSAGE_CODECS:
+        return ""
+    with repair.transaction() as transaction:
+        transaction.write(
+            "UPDATE blob SET hash = ?, stored = ?, raw = ? WHERE blob_id = ?",
+            (header.hash, HEADER_BYTES + header.stored, header.raw, blob_id),
+        )
+        _touch_messages(transaction, blob_id)
+    return "the index says now what lies there"
 
 
 def _is_the_message(repair: Repair, blob_id: BlobId, copy: Copy) -> bool:

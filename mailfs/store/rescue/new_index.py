@@ -224,7 +224,7 @@ class NewIndex:
         for docid, size in new.execute(
             "SELECT docid, size FROM message WHERE docid NOT IN (SELECT docid FROM message_blob)"
         ).fetchall():
-            self._result.problems.append(
+            self._result.notes.append(
                 f"message {docid} of {size} bytes: nothing tells which bytes are its own; what nobody "
                 f"claims has the keyword {RECOVERED}"
             )

@@ -183,9 +183,16 @@ class Refill:
             "WHERE docid = ?",
             (line.docid,),
         ).fetchall()
-        if any(is_there for _, is_there in of_message):
+        doubtful = self._old.doubtful.get("blob", ())
+        if any(is_there and blob_id not in doubtful for blob_id, is_there in of_message):
             return
         self._new.execute("DELETE FROM message_blob WHERE docid = ?", (line.docid,))
+        # What cannot be trusted gives way; where it is right the dump says the same.
+        self._new.executemany(
+            "DELETE FROM blob WHERE blob_id = ? "
+            "AND blob_id NOT IN (SELECT blob_id FROM message_blob)",
+            [(blob_id,) for blob_id, is_there in of_message if is_there],
+        )
         lost = [int(blob_id) for blob_id, _ in of_message]
         for blob in line.blobs:
             self._new.execute(

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from mailfs.errors import Corrupt
+from mailfs.errors import Corrupt, storage_error
 from mailfs.store.journal import Operation
-from mailfs.store.layout import Layout, restore_format, write_format
-from mailfs.store.rescue.checks_files import check_files, find_layout
+from mailfs.store.layout import Layout, restore_format, sync_directory, write_format
+from mailfs.store.rescue.checks_files import check_files, check_waiting, find_layout
 from mailfs.store.rescue.copies import Copies, find_backup
-from mailfs.store.rescue.findings import Finding, Kind, Severity, Step
+from mailfs.store.rescue.findings import Finding, Kind, Severity, Step, problem
 from mailfs.store.rescue.mend_packs import (
     begin_pack_if_needed,
     mend_dead_pack,
@@ -83,7 +83,17 @@ def repair(
     what was mended so far stays, and it may be run again.
     """
     sources = [find_backup(backup) for backup in backups]
-    yield from _mend_files(root)
+    if waiting := list(check_waiting(root)):
+        yield from _rest(waiting, set())
+        return
+    try:
+        yield from _mend_files(root)
+        yield from _mend_all(root, sources, full=full)
+    except OSError as error:
+        raise storage_error(error, f"the store {root} cannot be mended") from error
+
+
+def _mend_all(root: Path, sources: Sequence[Layout], *, full: bool) -> Iterator[Outcome | Step]:
     findings: list[Finding] = []
     lost: set[tuple[Kind, int]] = set()
     for _ in range(_MOST_ROUNDS):
@@ -182,6 +192,10 @@ def _rebuild_index(root: Path, findings: Iterable[Finding]) -> Iterator[Outcome]
 
 def _mend_files(root: Path) -> Iterator[Outcome]:
     layout, findings = find_layout(root)
+    if layout is not None and not layout.packs.exists():
+        layout.packs.mkdir(mode=_FOLDER_MODE)
+        sync_directory(root)
+        yield mended(problem("packs", "is missing", Kind.FILE), "made anew, empty")
     for finding in findings:
         if finding.kind is Kind.FORMAT and layout is not None:
             restore_format(layout)

@@ -14,6 +14,7 @@ import apsw
 
 from mailfs.errors import (
     Busy,
+    Corrupt,
     FormatTooNew,
     NoDescriptors,
     StoreError,
@@ -28,6 +29,7 @@ from mailfs.store.rescue.checks_files import (
     check_config,
     check_dump,
     check_files,
+    check_waiting,
     check_wal,
     find_layout,
 )
@@ -67,6 +69,8 @@ def counts(store: Store) -> Counts:
 
 def counts_or_none(root: Path) -> Counts | None:
     """The same of a store that may be so damaged that nobody knows."""
+    if any(check_waiting(root)):
+        return None
     try:
         layout, _ = find_layout(root)
         return None if layout is None else _counts(layout)
@@ -101,6 +105,9 @@ def examine(root: Path, *, full: bool = False) -> Iterator[Finding | Step]:
 
     Raises StoreMissing, FormatTooNew and Busy: then there is nothing to be looked at.
     """
+    if waiting := list(check_waiting(root)):
+        yield from waiting
+        return
     layout, findings = find_layout(root)
     yield from findings
     if layout is None:
@@ -114,7 +121,8 @@ def examine(root: Path, *, full: bool = False) -> Iterator[Finding | Step]:
     except _NOT_DAMAGE:
         raise
     except StoreError as error:
-        yield problem("store", error, Kind.INDEX)
+        kind = Kind.INDEX if isinstance(error, Corrupt) else Kind.FILE
+        yield problem("store", error, kind)
     packs = PackReader(layout)
     try:
         yield from _examine(layout, packs, full=full)
@@ -127,7 +135,12 @@ def _examine(layout: Layout, packs: PackReader, *, full: bool) -> Iterator[Findi
     yield from check_config(layout)
     yield from check_dump(layout)
     with ExitStack() as stack:
-        stack.enter_context(keep_packs(layout))
+        try:
+            stack.enter_context(keep_packs(layout))
+        except _NOT_DAMAGE:
+            raise
+        except StoreError as error:
+            yield problem("packs", error, Kind.FILE)
         connection: apsw.Connection | None = None
         try:
             with translated(layout.index):

@@ -171,20 +171,33 @@ def _operations_of(index: Index, plan: Plan) -> set[Modseq]:
     return found
 
 
+# Some hundred kB of memory, and milliseconds, at a time.
+_PIECE_DOCIDS = 2000
 _CHANGE_COLUMNS = (
     "docid, flags_before, flags_after, expunged_before, expunged_after, added, removed"
 )
 
 
-def changes(index: Rows, number: Modseq) -> list[NetChange]:
-    """What an operation did to messages that were there before, by docid."""
-    return _joined_by_docid(
-        index.rows(
-            f"SELECT {_CHANGE_COLUMNS} FROM journal_change "
-            f"WHERE {_OF_OPERATION} ORDER BY docid, modseq",
-            (number,),
+def iter_changes(index: Rows, number: Modseq) -> Iterator[NetChange]:
+    """What an operation did to messages that were there before, by docid. Read piece by piece, in as many statements."""
+    first, last = index.rows(
+        f"SELECT min(docid), max(docid) FROM journal_change WHERE {_OF_OPERATION}", (number,)
+    )[0]
+    if first is None:
+        return
+    for start in range(first, last + 1, _PIECE_DOCIDS):
+        yield from _joined_by_docid(
+            index.rows(
+                f"SELECT {_CHANGE_COLUMNS} FROM journal_change WHERE {_OF_OPERATION} "
+                "AND docid >= ?2 AND docid < ?3 ORDER BY docid, modseq",
+                (number, start, start + _PIECE_DOCIDS),
+            )
         )
-    )
+
+
+def changes(index: Rows, number: Modseq) -> list[NetChange]:
+    """The same, all at once."""
+    return list(iter_changes(index, number))
 
 
 def changes_by_others(index: Rows, number: Modseq, within: Range) -> list[NetChange]:

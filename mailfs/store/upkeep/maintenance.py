@@ -71,7 +71,7 @@ def last_maintenance_or_none(layout: Layout) -> Maintenance | None:
             found = json.loads(file.read(_MOST_BYTES))
         words = {name: tuple(found.get(name, ())) for name in ("problems", "notes")}
         return Maintenance(**{**found, **words})
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
 
 

@@ -25,9 +25,9 @@ from mailfs.store.upkeep.log import (
     LoggedOperation,
     NetChange,
     Range,
-    changes,
     changes_by_others,
     events,
+    iter_changes,
     iter_log,
     ranges,
 )
@@ -176,14 +176,14 @@ def _undo_event(store: Store, transaction: Transaction, event: Event) -> None:
 def _undo_changes(
     store: Store, number: Modseq, undoing: Operation, progress: UndoProgress
 ) -> Iterator[UndoProgress]:
-    found = changes(store.index, number)
-    position = 0
-    while position < len(found):
+    left = iter_changes(store.index, number)
+    change = next(left, None)
+    while change is not None:
         with store.writer.transaction("undo", durable=False, operation=undoing) as transaction:
             give_up = time.monotonic() + SLICE_S
-            while position < len(found):
-                _undo_change(transaction, found[position], progress)
-                position += 1
+            while change is not None:
+                _undo_change(transaction, change, progress)
+                change = next(left, None)
                 if time.monotonic() >= give_up:
                     break
         yield progress
