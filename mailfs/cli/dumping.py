@@ -7,12 +7,13 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from errno import EACCES, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from mailfs.cli.commands import Commands, Parser, add_command
 from mailfs.cli.status import progress_told_by
-from mailfs.errors import BadSource
+from mailfs.errors import BadSource, MailfsError, storage_error
 
 if TYPE_CHECKING:
     from mailfs.store.upkeep.restore import Restored
@@ -83,13 +84,21 @@ def _opened(path: str, root: Path) -> Iterator[BinaryIO]:
             fd = sys.stdin.fileno() if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             source = stack.enter_context(os.fdopen(fd, "rb", closefd=path != "-"))
         except OSError as error:
-            raise BadSource(f"cannot read the dump {path}: {error.strerror}") from None
+            raise cannot_read(path, error) from None
         if source.seekable():
             yield source
         else:
             file = stack.enter_context(tempfile.TemporaryFile(dir=root))
             shutil.copyfileobj(source, file)
             yield cast(BinaryIO, file)
+
+
+def cannot_read(path: str, error: OSError) -> MailfsError:
+    """It is the data's fault only where nothing can be read under that name."""
+    what = f"cannot read the dump {path}"
+    if error.errno in (ENOENT, ENOTDIR, EISDIR, EACCES, ELOOP, ENAMETOOLONG):
+        return BadSource(f"{what}: {error.strerror}")
+    return storage_error(error, what)
 
 
 def _report(done: "Restored") -> None:

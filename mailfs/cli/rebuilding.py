@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from mailfs.cli.commands import Commands, Parser, add_command
+from mailfs.cli.dumping import cannot_read
 from mailfs.cli.status import progress_told_by
-from mailfs.errors import EX_DATAERR, BadSource
+from mailfs.errors import EX_DATAERR
 
 if TYPE_CHECKING:
     from mailfs.store.rescue.new_index import Rebuilt
@@ -41,9 +42,7 @@ def run_reindex(arguments: argparse.Namespace, root: Path) -> int:
             try:
                 dump = stack.enter_context(open(arguments.dump, "rb"))
             except OSError as error:
-                raise BadSource(
-                    f"cannot read the dump {arguments.dump}: {error.strerror}"
-                ) from None
+                raise cannot_read(arguments.dump, error) from None
         workers = stack.enter_context(
             Processes(
                 MailParser(layout),

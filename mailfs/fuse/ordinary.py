@@ -23,6 +23,7 @@ from mailfs.fuse.handles import FileHandle, Handles
 from mailfs.ids import Docid, Fh, Ino
 from mailfs.message.maildir import split_name
 from mailfs.store.journal import Actor
+from mailfs.store.layout import HALF
 from mailfs.store.lock import hold_for_writing, is_held_for_writing
 from mailfs.views.arrivals import Arrival, SpooledFile, plan_arrival
 from mailfs.views.edits import check_base
@@ -431,19 +432,25 @@ class OrdinaryFiles:
             return False
 
     def _set_aside(self, directory: Directory, name: bytes) -> None:
-        """To tmp/, where Maildirs have what is not whole: nothing is lost, and nobody takes it for a message."""
+        """To tmp/, where Maildirs have what is not whole; under a name that the cleaning of tmp/ leaves alone.
+
+        It may be a whole letter: on a disk that lost its extended attributes, or closed at the last moment.
+        """
         assert directory.view is not None
         tmp = self._tree.directory(self._tree.subfolder_ino(directory.view, Kind.TMP))
-        target, new_name = self._tree.area(tmp), name
+        target, new_name = self._tree.area(tmp), name + HALF.encode()
         while self.has(target, new_name):
-            new_name += b".half"
+            new_name += HALF.encode()
         try:
             self.files.rename(self._tree.area(directory), name, target, new_name, 0)
         except OSError as error:
             log.warning("a file half written in cur or new stays there: %s", error.strerror)
             return
         where = os.fsdecode(self._tree.path_of(tmp) + b"/" + new_name)
-        text = f"{where} was only half written when its mount was killed, and is no message"
+        text = (
+            f"{where} was being written when its mount was killed, and is no message: "
+            "move it to cur if it is whole, else remove it"
+        )
         self._changes.problems.add("mount", text)
         log.warning("%s", text)
 

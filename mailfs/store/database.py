@@ -95,18 +95,37 @@ def open_reader(path: Path) -> apsw.Connection:
     return connection
 
 
-def open_builder(path: Path) -> apsw.Connection:
-    """A connection to a new index that nobody else knows of: fast, and of no use when the process ends before it is done.
+@contextmanager
+def building(path: Path, *, is_new: bool) -> Iterator[apsw.Connection]:
+    """A connection to an index nobody else knows of: fast, and of no use when the process ends before it is done.
 
-    The caller syncs the file when it is closed.
+    A new one is made, with all tables and no row; neither has files beside it. The caller syncs the file when it is
+    closed. Raises StoreError, StoreFull.
     """
     use_checksums()
-    connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
-    connection.execute("PRAGMA journal_mode = OFF")
-    connection.execute("PRAGMA synchronous = OFF")
-    connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-    connection.execute(f"PRAGMA cache_size = -{_WRITER_CACHE_KIB}")
-    return _configure(connection)
+    try:
+        if is_new:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            os.close(os.open(path, flags, 0o600))
+    except OSError as error:
+        raise storage_error(error, f"cannot make the index {path}") from error
+    with translated(path):
+        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+    try:
+        connection.execute("PRAGMA journal_mode = OFF")
+        connection.execute("PRAGMA synchronous = OFF")
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        connection.execute(f"PRAGMA cache_size = -{_WRITER_CACHE_KIB}")
+        _configure(connection)
+        if is_new:
+            reserve_checksums(connection)
+            for statements in TABLES:
+                connection.execute(statements)
+        yield connection
+    except apsw.Error as error:
+        raise store_error(error, path, connection.system_errno) from error
+    finally:
+        connection.close()
 
 
 def close(connection: apsw.Connection, path: Path) -> None:
@@ -260,8 +279,5 @@ def _disk_error(error: apsw.Error, path: Path, code: int) -> StoreError:
         return StoreFull(f"no room for the index {path}: free some and try again")
     if isinstance(error, apsw.IOError):
         return StoreFailing(f"the index {path}: {error}")
-    try:
-        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
-    except OSError as problem:
-        return storage_error(problem, f"cannot open the index {path}")
+    # Not asked by opening the index: closing that again would drop SQLite's locks on it (fcntl(2)).
     return StoreError(f"the index {path}: {error}")

@@ -26,6 +26,8 @@ _MAGIC = "mailfs store"
 # Lower-case letters and digits: the id stands in every entry name.
 _STORE_ID_ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
 _STORE_ID_CHARS = 8
+# How the name of a file ends that a mount set aside, because it may be half of a message.
+HALF = ".half"
 _FOLDERS = ("packs", "sidecar", "spool")
 _CHECK = "check "
 _REPAIR = "run `mailfs verify --repair`"

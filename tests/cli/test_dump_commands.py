@@ -198,6 +198,7 @@ def test_what_is_wrong_with_a_pack_is_a_problem(closed: Path, run_mailfs: RunMai
     assert run_mailfs("count", "*", store=closed).stdout == "5\n"
 
 
+@pytest.mark.slow
 def test_a_store_in_use_is_not_rebuilt_and_the_user_is_named(
     mailfs: RunMailfs,
 ) -> None:

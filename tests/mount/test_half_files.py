@@ -39,8 +39,8 @@ def test_a_file_half_written_in_cur_when_the_mount_is_killed_goes_to_tmp(mailfs:
     write_half(mailfs, mailfs.path("inbox", "cur", "1.a:2,"))
     mailfs.mount()
     assert mailfs.names("inbox") == []
-    assert mailfs.path("inbox", "tmp", "1.a:2,").read_bytes() == RAW[:50]
-    assert "inbox/tmp/1.a:2, was only half written" in mailfs.path(".mailfs/errors").read_text()
+    assert mailfs.path("inbox", "tmp", "1.a:2,.half").read_bytes() == RAW[:50]
+    assert "inbox/tmp/1.a:2,.half was being written" in mailfs.path(".mailfs/errors").read_text()
     mailfs.path("inbox", "cur", "1.a:2,").write_bytes(RAW)
     wait_until(lambda: mailfs.count("*") == 1, "the message to be taken in")
     mailfs.umount()
@@ -49,12 +49,12 @@ def test_a_file_half_written_in_cur_when_the_mount_is_killed_goes_to_tmp(mailfs:
 def test_a_second_half_written_file_takes_no_name_from_the_first(mailfs: Mailfs) -> None:
     mailfs.create()
     mailfs.mount()
-    mailfs.path("inbox", "tmp", "1.a").write_bytes(b"of another client")
+    mailfs.path("inbox", "tmp", "1.a.half").write_bytes(b"of another client")
     write_half(mailfs, mailfs.path("inbox", "new", "1.a"))
     mailfs.mount()
     assert mailfs.names("inbox", "new") == []
-    assert mailfs.path("inbox", "tmp", "1.a").read_bytes() == b"of another client"
-    assert mailfs.path("inbox", "tmp", "1.a.half").read_bytes() == RAW[:50]
+    assert mailfs.path("inbox", "tmp", "1.a.half").read_bytes() == b"of another client"
+    assert mailfs.path("inbox", "tmp", "1.a.half.half").read_bytes() == RAW[:50]
     mailfs.umount()
 
 

@@ -4,7 +4,9 @@ import os
 import random
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -525,3 +527,28 @@ def test_the_use_of_the_disk_adds_up(store: Store) -> None:
     assert use.dictionary_bytes == len(make_dictionary(1))
     assert use.live_bytes + use.dead_bytes + sum(p.own for p in use.packs) == use.pack_bytes
     assert use.index_bytes >= store.layout.index.stat().st_size
+
+
+def test_a_pack_begun_with_the_number_of_one_that_was_removed_stays(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process removes the dead pack, and a third begins a pack of its number, when this one has just looked."""
+    docid = add(store, messages(1))[0]
+    with store.writer.transaction("test", durable=True) as transaction:
+        transaction.write("INSERT INTO dead_pack VALUES (2)")
+    looked = []
+
+    def hold(purpose: str, deadline_s: float | None) -> AbstractContextManager[None]:
+        looked.append(purpose)
+        with store.writer.transaction("test", durable=True) as transaction:
+            transaction.write("DELETE FROM dead_pack")
+            transaction.begin_pack()
+        add(store, messages(1, first=5))
+        return nullcontext()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(store.writer), "lock", SimpleNamespace(hold=hold))
+        assert remove_dead_packs(store) == 0
+    assert looked
+    assert packs_of(store) == [1, 2]
+    assert store.load(docid) == messages(1)[0]

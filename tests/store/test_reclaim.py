@@ -149,3 +149,17 @@ def test_tombstones_whose_transaction_was_lost_are_cut_off(store: Store) -> None
         file.write(record)  # a second one, of a writer that died before its commit
     add(store, messages(1, first=10))
     assert len(tombstones_of(store)) == 1
+
+
+def test_messages_behind_tombstones_stay_when_the_index_is_older_than_its_packs(
+    store: Store,
+) -> None:
+    docids = add(store, messages(3))
+    ((older_end,),) = store.index.rows("SELECT size FROM pack")
+    reclaim(store, docids[:1])
+    later = messages(3, first=10)
+    docids = add(store, later)
+    with store.writer.transaction("test", durable=True) as transaction:
+        transaction.write("UPDATE pack SET size = ?", (older_end,))
+    add(store, messages(1, first=20))
+    assert [store.load(docid) for docid in docids] == later

@@ -330,6 +330,22 @@ def test_another_message_of_the_same_hash_is_no_copy(
     assert live.get(Docid(2)) is None
 
 
+def test_two_messages_that_changed_places_are_both_kept(root: Path) -> None:
+    """Each lies where the other should be: neither may be written over before it has a place."""
+    places = [place_of(root, docid) for docid in (1, 2)]
+    assert places[0][1] == places[1][1]
+    content = bytearray(pack_of(root).read_bytes())
+    first, second = (content[offset : offset + stored] for offset, stored in places)
+    for (offset, stored), record in zip(places, (second, first), strict=True):
+        content[offset : offset + stored] = record
+    pack_of(root).write_bytes(content)
+    told = repaired(root)
+    assert [line for line in told if not line.startswith("mended: ")] == []
+    assert_sound(root)
+    with Store.open(root) as store:
+        assert [store.load(Docid(docid)) for docid in (1, 2)] == messages()[:2]
+
+
 def test_whole_messages_nobody_knows_are_taken_in(root: Path) -> None:
     for name in (pack_of(root), pack_of(root, 5)):
         is_new = not name.exists()

@@ -198,6 +198,7 @@ def test_mail_on_its_way_side_cars_and_what_is_being_written_stay(
     kept = [
         root / "spool/1/cur/3.waiting",
         root / "spool/1/new/4.waiting",
+        root / "spool/1/tmp/8.set-aside.half",
         root / "sidecar/1/dovecot.index",
         root / "spool/1/tmp/5.written",
     ]

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -420,6 +421,26 @@ def test_a_torn_log_is_a_note_before_sqlite_forgets_it(root: Path) -> None:
     assert damaged.readable <= len(wal.frames) // 2
     (found,) = [text for text in examined(root) if "-wal" in text]
     assert found.startswith("note: index.sqlite3-wal: frame ")
+
+
+def test_a_log_that_was_cut_where_a_transaction_ends_is_a_note(root: Path, tmp_path: Path) -> None:
+    """Its directory, which a process that was killed leaves, knows of the others."""
+    copy = tmp_path / "copy"
+    with Store.open(root) as store:
+        for flag in (1, 2, 4):
+            with store.writer.transaction("test", durable=True) as transaction:
+                transaction.edit_flags(Docid(1), flag, 0)
+        shutil.copytree(root, copy)
+    log = copy / "index.sqlite3-wal"
+    wal = parse_wal(log.read_bytes())
+    ends = [frame.offset + wal.page_bytes for frame in wal.frames if frame.pages]
+    with log.open("r+b") as file:
+        file.truncate(ends[-2])
+    cut = parse_wal(log.read_bytes())
+    assert cut.readable == len(cut.frames) < len(wal.frames)
+    (found,) = examined(copy)
+    assert found.startswith("note: index.sqlite3-wal: frame ")
+    assert f"of {len(wal.frames)} is torn, damaged or missing" in found
 
 
 def write_byte_of(content: bytes, path: Path, position: int) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from tests.fakes import PROJECT
-from tests.torture.loopdisk import why_not
+from tests.torture.loopdisk import drop_foreign_mounts, why_not
 from tests.torture.report import Report
 
 _ALONE = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
@@ -85,6 +85,7 @@ def control(seed: int, count: int, directory: Path, undone: Sequence[str]) -> No
     """The controller's life."""
     from tests.torture.cuts_stage import Failed, Stage
 
+    drop_foreign_mounts()
     for name in undone:
         patch(name, _nothing).start()
     stage = Stage(seed, directory)

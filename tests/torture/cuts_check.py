@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+from mailfs.errors import MailfsError
 from mailfs.ids import Docid
 from mailfs.message.keywords import letters_of_flags
 from mailfs.store.prepare import prepare_message
@@ -17,8 +18,9 @@ from mailfs.store.store import Store
 from mailfs.views.arrivals import commit_arrival, plan_delivery
 from tests.fakes import make_message
 from tests.oracle import problems_of, sha256
+from tests.torture.cuts_actors import NUMBERS_FROM, told
 from tests.torture.cuts_clients import STATE_FILE, file_key, version_of
-from tests.torture.cuts_keepers import MARKS_BELOW, SNAPSHOT, backups_of
+from tests.torture.cuts_keepers import SNAPSHOT, backups_of
 from tests.torture.cuts_ledger import EXPUNGED, Key, State, fields_of, live, state_of
 
 _NUMBER = re.compile(rb"^Message-ID: <([0-9]+)@example.org>$", re.MULTILINE)
@@ -76,7 +78,7 @@ def look(root: Path, random: Random, known_snapshots: Collection[str], said: int
     store = Store.open(root)
     opened_s = time.monotonic() - start
     wrong = [str(problem) for problem in problems_of(store)]
-    seen = [*_messages(store), *_files(store)]
+    seen = [*_messages(store, wrong), *_files(store)]
     snapshots = sorted(backups_of(root).glob("2*"))
     for path in snapshots:
         if path.name not in known_snapshots:
@@ -92,7 +94,7 @@ def look(root: Path, random: Random, known_snapshots: Collection[str], said: int
         store.close()
 
 
-def _messages(store: Store) -> list[Seen]:
+def _messages(store: Store, wrong: list[str]) -> list[Seen]:
     keywords: dict[int, set[str]] = {}
     for docid, name in store.index.rows(
         "SELECT docid, name FROM message_keyword JOIN keyword USING (keyword_id)"
@@ -100,7 +102,11 @@ def _messages(store: Store) -> list[Seen]:
         keywords.setdefault(docid, set()).add(name)
     seen = []
     for docid, flags, expunged in store.index.rows("SELECT docid, flags, expunged FROM message"):
-        raw = store.load(Docid(docid))
+        try:
+            raw = store.load(Docid(docid))
+        except MailfsError as error:
+            wrong.append(f"message {docid} cannot be read: {told(error)}")
+            continue
         number = _NUMBER.search(raw)
         state = live(letters_of_flags(flags).decode(), keywords.get(docid, set()))
         state = EXPUNGED if expunged else state
@@ -129,12 +135,12 @@ def _newest_mark(snapshot: Path) -> Seen:
     with Store.open(snapshot) as store:
         rows = store.index.rows("SELECT message_id FROM envelope WHERE message_id <> ''")
     numbers = [int(message_id.partition("@")[0]) for (message_id,) in rows]
-    newest = max((number for number in numbers if number < MARKS_BELOW), default=0)
+    newest = max((number for number in numbers if number < NUMBERS_FROM), default=0)
     return Seen(SNAPSHOT, Docid(0), 0, live("", {str(newest)}))
 
 
 def _deliver(store: Store, random: Random) -> Seen:
-    number = random.getrandbits(60)
+    number = NUMBERS_FROM + random.getrandbits(60)
     raw = make_message(number, subject=f"letter {number}", body="after the cut")
     new = prepare_message(raw, 0, (), time.time_ns())
     docid = commit_arrival(store, plan_delivery(store.index.search("inbox"), new, ()))

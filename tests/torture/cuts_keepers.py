@@ -14,8 +14,6 @@ from tests.torture.cuts_ledger import EXPUNGED, Key, State, live
 
 # The newest snapshot, in the ledger; its keyword is the number of the newest mark in it.
 SNAPSHOT: Key = "file:snapshot"
-# Numbers of messages that mark a moment are smaller, those of all others almost never.
-MARKS_BELOW = 1 << 48
 _SHOWN_IN_LOG = "30"
 
 
@@ -25,7 +23,7 @@ def backups_of(store: Path) -> Path:
 
 
 def mark_number() -> int:
-    """A number that is larger than all before, also those of earlier processes."""
+    """A number that is larger than all before, also those of earlier processes, and that no other message has."""
     return time.time_ns() >> 16
 
 

@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import pkgutil
+import resource
 import select
 import shutil
 import signal
@@ -125,6 +126,8 @@ class Stage:
         self._made_of = self._mounted = self.how = ""
         self._opened_s: list[float] = []
         self._acked: Counter[str] = Counter()
+        # A mapped page of a disk without power is SIGBUS, and whoever writes a core then ends late.
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         # What commands import when they need it, they find here.
         for module in pkgutil.walk_packages(mailfs.__path__, "mailfs."):
             if not module.name.endswith("__main__"):
@@ -163,8 +166,7 @@ class Stage:
     def _clear(self) -> None:
         """After a failure: nobody is left, nothing is mounted, and the next disk is a new one."""
         self._kill_all()
-        for path in (self._mountpoint, self._disk.path):
-            self._disk.unmount_lazily(path)
+        self._disk.unmount_by_force(self._disk.path)
         self._is_up = False
 
     def _has_room(self) -> bool:
@@ -240,13 +242,19 @@ class Stage:
             for fd in (ready, go):
                 if fd >= 0:
                     os.close(fd)
-            self._end(kind)
+            self._end()
         self._hear_last_words()
         self._disk.unmount()
         self.how = f"{self._made_of}; {self._mounted}; {how}"
-        self._mounted = self._disk.mount(self._random)
+        self._mount_disk()
         if self._faults:
             raise Failed(f"{kind.name}: before the cut: {self._faults[0]}")
+
+    def _mount_disk(self) -> None:
+        try:
+            self._mounted = self._disk.mount(self._random)
+        except OSError as error:
+            raise Failed(f"the file system itself does not recover: {error}") from error
 
     def _parts(self, kind: Kind, n: int) -> list[Part]:
         parts = [
@@ -382,13 +390,11 @@ class Stage:
         while select.select([self._ours], [], [], 0)[0]:
             self._ours.recv(_LINE_BYTES)
 
-    def _end(self, kind: Kind) -> None:
+    def _end(self) -> None:
         """Kill them all. Some go on for a moment without their disk, and might acknowledge what is not true."""
         if self._random.random() < 0.3:
             _spin(self._random.uniform(0, 0.02))
         self._kill_all()
-        if kind.is_mounted:
-            self._disk.unmount_lazily(self._mountpoint)
 
     def _kill_all(self) -> None:
         """Kill everybody, and wait until the last has ended: what had lost its parent is ours, too."""
@@ -396,6 +402,7 @@ class Stage:
             with suppress(ProcessLookupError):
                 os.killpg(group, signal.SIGKILL)
         self._groups.clear()
+        self._disk.unmount_by_force(self._mountpoint)
         give_up = time.monotonic() + _END_DEADLINE_S
         while True:
             try:

@@ -37,7 +37,7 @@ _MKFS_OPTIONS = (
     ("-b", "4096"),
     ("-b", "1024"),
     ("-b", "4096", "-O", "^metadata_csum"),
-    ("-b", "2048", "-O", "fast_commit"),
+    ("-b", "2048"),
 )
 _MOUNT_OPTIONS = (
     "data=ordered",
@@ -48,7 +48,7 @@ _MOUNT_OPTIONS = (
     "data=journal",
 )
 # An old disk: blocks hold what other files left there.
-_MNT_DETACH = 2
+_MNT_FORCE, _MNT_DETACH = 1, 2
 _STALE = b"stale block "
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -75,6 +75,18 @@ def _check(result: int, what: str) -> None:
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{what}: {os.strerror(number)}")
+
+
+def drop_foreign_mounts() -> None:
+    """Let go of the FUSE and loop mounts that a new mount namespace has got: it would keep them alive for their owners."""
+    foreign = []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        place, _, origin = line.partition(" - ")
+        kind, source, *_ = origin.split()
+        if kind.startswith("fuse") or source.startswith("/dev/loop"):
+            foreign.append(place.split()[4].encode().decode("unicode_escape"))
+    for path in reversed(foreign):
+        _libc.umount2(os.fsencode(path), _MNT_DETACH)
 
 
 class LoopDisk:
@@ -173,6 +185,10 @@ class LoopDisk:
             os.close(self._memory)
             self._memory = -1
 
-    def unmount_lazily(self, mountpoint: Path) -> None:
-        """Take away a mount beside the disk, whoever still stands in it; no matter if there is none."""
-        _libc.umount2(os.fsencode(mountpoint), _MNT_DETACH)
+    def unmount_by_force(self, mountpoint: Path) -> None:
+        """Take away a mount beside the disk, whoever still stands in it; no matter if there is none.
+
+        Whoever waits for an answer of a FUSE server gets an error: a server that waits for itself ends in no other way.
+        """
+        for flags in (_MNT_FORCE, _MNT_DETACH):
+            _libc.umount2(os.fsencode(mountpoint), flags)

@@ -178,8 +178,7 @@ def old_store(version: int) -> Prepare:
 
     def prepare(place: Place, random: Random) -> None:
         write_letters(place, random)
-        place.store.mkdir()
-        unpack(version, place.store)
+        unpack(version, place.folder)
 
     prepare.__name__ = f"store_of_format_{version}"
     return prepare

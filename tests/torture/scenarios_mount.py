@@ -46,24 +46,32 @@ def write(number: int, path: str) -> Step:
     return client(f"write {path}", work)
 
 
-def link(source: str, target: str) -> Step:
-    """link(2), then unlink(2) of the source: the way of Maildir."""
+def deliver(number: int, source: str, target: str, *, by_link: bool) -> Step:
+    """link(2) or rename(2) of a letter out of tmp/, by a program that does not deliver what it could not write."""
 
     def work(place: Place) -> None:
-        if not (place.mount / target).exists():
-            os.link(place.mount / source, place.mount / target)
+        path, new_path = place.mount / source, place.mount / target
+        if not path.exists() and new_path.exists():
+            return
+        if path.stat().st_size != place.letter(number).stat().st_size:
+            raise FileNotFoundError(errno.ENOENT, "nothing whole to be delivered", source)
+        if not by_link:
+            os.rename(path, new_path)
+        elif not new_path.exists():
+            os.link(path, new_path)
 
-    return client(f"link {source} {target}", work, is_durable=True)
+    what = "link" if by_link else "rename"
+    return client(f"{what} {source} {target}", work, is_durable=True)
 
 
-def rename(source: str, target: str, *, is_durable: bool = False) -> Step:
-    """rename(2) between paths; durable where it delivers."""
+def rename(source: str, target: str) -> Step:
+    """rename(2) between paths."""
 
     def work(place: Place) -> None:
         if (place.mount / source).exists() or not (place.mount / target).exists():
             os.rename(place.mount / source, place.mount / target)
 
-    return client(f"rename {source} {target}", work, is_durable=is_durable)
+    return client(f"rename {source} {target}", work)
 
 
 def remove(path: str) -> Step:
@@ -209,18 +217,18 @@ MOUNTED = (
     _mounted(
         "mount: deliver by link",
         write(COMING[0], "inbox/tmp/1.a"),
-        link("inbox/tmp/1.a", "inbox/new/1.a"),
+        deliver(COMING[0], "inbox/tmp/1.a", "inbox/new/1.a", by_link=True),
         remove("inbox/tmp/1.a"),
     ),
     _mounted(
         "mount: deliver by rename",
         write(COMING[1], "work/tmp/2.b"),
-        rename("work/tmp/2.b", "work/cur/2.b:2,FS", is_durable=True),
+        deliver(COMING[1], "work/tmp/2.b", "work/cur/2.b:2,FS", by_link=False),
     ),
     _mounted(
         "mount: deliver a large message",
         write(LARGE, "work/tmp/3.c"),
-        rename("work/tmp/3.c", "work/new/3.c", is_durable=True),
+        deliver(LARGE, "work/tmp/3.c", "work/new/3.c", by_link=False),
     ),
     _mounted(
         "mount: copy", copy(COMING[2], "todo/cur/4.d:2,S"), wait_for_message(COMING[2], "todo/cur")
@@ -272,7 +280,7 @@ MOUNTED = (
         _mounted(
             "mount: from begin to end",
             write(COMING[0], "inbox/tmp/5.e"),
-            link("inbox/tmp/5.e", "inbox/new/5.e"),
+            deliver(COMING[0], "inbox/tmp/5.e", "inbox/new/5.e", by_link=True),
             remove("inbox/tmp/5.e"),
             set_letters(0, "inbox/cur", "S"),
         ),

@@ -71,7 +71,7 @@ def _tagged(place: Place, random: Random) -> None:
     _succeed(place, "tag", "+later", "-todo", "+flagged", "*")
     with Store.open(place.store) as store:
         operation = next(iter(iter_log(store.index)))
-    (place.folder / "number").write_text(str(operation.number))
+    (place.letters / "number").write_text(str(operation.number))
 
 
 def _expunged(place: Place, random: Random) -> None:
@@ -133,7 +133,7 @@ def _lost_rows(place: Place) -> None:
 
 def _undo() -> Step:
     def work(place: Place) -> int:
-        number = (place.folder / "number").read_text()
+        number = (place.letters / "number").read_text()
         return main(["--store", str(place.store), "undo", number])
 
     return Step("undo", work)

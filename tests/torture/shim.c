@@ -235,6 +235,8 @@ OPENAT(openat64)
 
 DIR *opendir(const char *path) {
   REAL(opendir);
+  /* No file system interrupts it, and Python does not call it again as it does the others. */
+  if (control && control->error == EINTR) return real(path);
   if (harm_at("open", OPEN_READ, AT_FDCWD, path) == FAIL) {
     errno = control->error;
     return NULL;

@@ -195,7 +195,7 @@ def _put_back(repair: Repair, location: Location, copy: Copy) -> str:
     """Write the very bytes that were there, if they can be had from a copy."""
     try:
         file = repair.store.packs.file(location.pack)
-        if not _is_free(file, location):
+        if not _is_free(file, location) or _is_another(repair, file, location):
             return ""
         dictionary = _dictionary_of(file)
         for chunks in _same_length(copy, location.stored, dictionary):
@@ -219,6 +219,16 @@ def _is_free(file: PackFile, location: Location) -> bool:
         and (found.offset, found.end) != (location.offset, end)
         for found in resync(file)
     )
+
+
+def _is_another(repair: Repair, file: PackFile, location: Location) -> bool:
+    """Whether a sound record of something else lies there: it may be the only copy of that."""
+    try:
+        header = file.header(location.offset)
+    except Corrupt:
+        return False
+    root = repair.store.layout.root
+    return Copy(repair.store.packs, root, file, location.offset, header).is_sound()
 
 
 def _same_length(

@@ -13,7 +13,7 @@ from mailfs.errors import BadDump
 from mailfs.ids import Docid, Modseq, PackNumber
 from mailfs.message.keywords import ATTACHMENT
 from mailfs.message.parse import ParsedMessage, parse_message
-from mailfs.store.database import create_tables, open_builder
+from mailfs.store.database import building
 from mailfs.store.journal import this_process
 from mailfs.store.layout import Layout
 from mailfs.store.packs import Location, PackReader
@@ -63,6 +63,7 @@ class Rebuilt:
     from_dump: int = 0
     recovered: int = 0
     reclaimed: int = 0
+    has_bad_dump: bool = False
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -83,14 +84,13 @@ class NewIndex:
         self._threadless: list[tuple[Docid, tuple[str, ...]]] = []
 
     def build(self, dump: BinaryIO | None) -> Rebuilt:
-        """Write the file index.new. Raises BadDump, StoreFull, StoreError, apsw.Error."""
-        path = new_path(self._layout)
-        create_tables(path, self._now_ns)
-        with closing(OldIndex(self._layout.index)) as old, closing(open_builder(path)) as new:
+        """Write the file index.new. Raises BadDump, StoreFull, StoreError."""
+        with (
+            closing(OldIndex(self._layout.index)) as old,
+            building(new_path(self._layout), is_new=True) as new,
+        ):
             self._new, self._old = new, old
             new.execute("BEGIN")
-            for table in ("search", "sqlite_sequence", "state"):
-                new.execute(f"DELETE FROM {table}")
             old.copy_into(new)
             self._refill(dump)
             reconciled = self._reconcile()
@@ -112,12 +112,14 @@ class NewIndex:
             if not path.exists():
                 self._result.notes.append(f"there is no dump {path} to look at")
                 return
+            known = len(self._result.notes)
             try:
                 with path.open("rb") as own:
                     self._refill_from(own, str(path))
             except (BadDump, OSError) as error:
                 # Nobody asked for it: what it would have told is done without.
                 self._result.notes.append(f"{path}: {error}")
+            self._result.has_bad_dump = len(self._result.notes) > known
         else:
             self._refill_from(dump, "the dump given")
 

@@ -193,7 +193,11 @@ class Refill:
             "AND blob_id NOT IN (SELECT blob_id FROM message_blob)",
             [(blob_id,) for blob_id, is_there in of_message if is_there],
         )
-        lost = [int(blob_id) for blob_id, _ in of_message]
+        lost = [
+            int(blob_id)
+            for blob_id, _ in of_message
+            if not self._new.execute("SELECT 1 FROM blob WHERE blob_id = ?", (blob_id,)).fetchone()
+        ]
         for blob in line.blobs:
             self._new.execute(
                 "INSERT OR IGNORE INTO message_blob VALUES (?, ?)",

@@ -10,13 +10,12 @@ store has the one or the other, and the work can be begun again.
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from functools import cached_property
 from itertools import islice
 from typing import Any, BinaryIO
 
-from mailfs.errors import Corrupt, StoreError
-from mailfs.store.database import open_builder, translated
+from mailfs.errors import Corrupt, StoreError, storage_error
+from mailfs.store.database import building
 from mailfs.store.in_use import hold_alone
 from mailfs.store.layout import Layout, write_format
 from mailfs.store.lock import WriterLock
@@ -26,6 +25,7 @@ from mailfs.store.prepare import PARSED_BYTES, parse_start
 from mailfs.store.rebuilt import make_ready, new_path, put_in_place, remove_new
 from mailfs.store.rescue.new_index import NewIndex, Prepare, Rebuilt, ToRead, WasRead
 from mailfs.store.schema import FORMAT_VERSION
+from mailfs.store.upkeep.dump import save_own_dump
 
 DEADLINE_S = 10.0
 _BATCH = 64
@@ -74,7 +74,7 @@ def reindex(
 ) -> Rebuilt:
     """Give a store a new index. Nobody else has the store open meanwhile.
 
-    `dump` is looked at instead of STORE/dump, where the old index is damaged. `progress` hears how many messages of
+    A dump of its own that is not sound is written anew. `dump` is looked at instead of STORE/dump, where the old index is damaged. `progress` hears how many messages of
     how many are in. Raises Busy, BadDump, StoreFull, StoreError; then the store has its old index.
     """
     with (
@@ -85,8 +85,7 @@ def reindex(
         put_in_place(layout)
         remove_new(layout)
         try:
-            with translated(new_path(layout)):
-                rebuilt = NewIndex(layout, prepare, progress).build(dump)
+            rebuilt = NewIndex(layout, prepare, progress).build(dump)
             _sync(layout)
             make_ready(layout)
         except BaseException:
@@ -95,18 +94,33 @@ def reindex(
         put_in_place(layout)
         if layout.version < FORMAT_VERSION:
             write_format(layout)
+        _mend_dump(layout, rebuilt)
     return rebuilt
+
+
+def _mend_dump(layout: Layout, rebuilt: Rebuilt) -> None:
+    """What the index says is more than the dump does that was read as far as it could be."""
+    if rebuilt.has_bad_dump:
+        try:
+            save_own_dump(layout)
+        except StoreError as error:
+            rebuilt.notes.append(str(error))
 
 
 def _sync(layout: Layout) -> None:
     """Look the new index over, and make it durable. Raises StoreError."""
     path = new_path(layout)
-    with closing(open_builder(path)) as connection:
+    with building(path, is_new=False) as connection:
         found: list[Any] = connection.execute("PRAGMA quick_check(1)").fetchall()
+        # Said in the file, so that those who open it first need not change it.
+        connection.execute("PRAGMA journal_mode = WAL")
     if found != [("ok",)]:
         raise StoreError(f"the new index is damaged already ({found[0][0]}): is the disk sound?")
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise storage_error(error, f"cannot sync the new index {path}") from error

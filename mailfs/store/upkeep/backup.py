@@ -348,11 +348,12 @@ class _Copy:
     def _copy_tree(self, source: Path, target: Path) -> None:
         """Folders and regular files; whatever else a client put there is no part of a backup."""
         target.mkdir(mode=0o700)
-        for entry in os.scandir(source):
-            if entry.is_dir(follow_symlinks=False):
-                self._copy_tree(source / entry.name, target / entry.name)
-            elif entry.is_file(follow_symlinks=False):
-                self._copy_small(source / entry.name, target / entry.name)
+        with os.scandir(source) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    self._copy_tree(source / entry.name, target / entry.name)
+                elif entry.is_file(follow_symlinks=False):
+                    self._copy_small(source / entry.name, target / entry.name)
         found = source.stat()
         os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns))
         sync_directory(target)

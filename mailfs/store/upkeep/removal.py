@@ -48,17 +48,16 @@ def remove_dead_packs(store: Store, deadline_s: float | None = None) -> int:
 
     Cut off anywhere, it is done again: a row of `dead_pack` goes after its file. Raises Busy, StoreError.
     """
-    # A pack that something refers to is never removed, whatever that row says.
-    rows = store.index.rows(
-        "SELECT pack FROM dead_pack WHERE pack NOT IN (SELECT pack FROM pack) "
-        "AND pack NOT IN (SELECT pack FROM blob)"
-    )
-    dead = [PackNumber(pack) for (pack,) in rows]
-    if not dead:
+    if not _dead_packs(store):
         return 0
-    with _held(store.layout, fcntl.LOCK_EX, 0.0) as is_held:
+    with (
+        store.writer.lock.hold("compact", deadline_s),
+        _held(store.layout, fcntl.LOCK_EX, 0.0) as is_held,
+    ):
         if not is_held:
             return 0
+        # Asked again while nobody writes: another process may have removed one, and a third begun one of its number.
+        dead = _dead_packs(store)
         try:
             for pack in dead:
                 store.layout.pack(pack).unlink(missing_ok=True)
@@ -71,3 +70,12 @@ def remove_dead_packs(store: Store, deadline_s: float | None = None) -> int:
         for pack in dead:
             transaction.write("DELETE FROM dead_pack WHERE pack = ?", (pack,))
     return len(dead)
+
+
+def _dead_packs(store: Store) -> list[PackNumber]:
+    """Those to be removed. Never one that something refers to, whatever `dead_pack` says."""
+    rows = store.index.rows(
+        "SELECT pack FROM dead_pack WHERE pack NOT IN (SELECT pack FROM pack) "
+        "AND pack NOT IN (SELECT pack FROM blob)"
+    )
+    return [PackNumber(pack) for (pack,) in rows]

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from mailfs.errors import Corrupt, NoSuchMessage
 from mailfs.ids import Docid, Keyword
 from mailfs.message.keywords import split_keywords
-from mailfs.store.layout import Layout
+from mailfs.store.layout import HALF, Layout
 from mailfs.store.lock import is_held_for_writing
 from mailfs.store.prepare import prepare_message
 from mailfs.store.store import Store
@@ -168,7 +168,8 @@ def _tmp_files(layout: Layout) -> Iterator[Path]:
     for folder, _, names in os.walk(layout.spool):
         parts = Path(folder).relative_to(layout.spool).parts
         if not parts or parts[1:2] == ("tmp",):
-            yield from (Path(folder, name) for name in names)
+            # What a mount set aside may be somebody's only copy.
+            yield from (Path(folder, name) for name in names if not name.endswith(HALF))
 
 
 def _half_made(layout: Layout) -> Iterator[Path]:
