@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from mailfs.errors import Corrupt, StoreError
+from mailfs.errors import Corrupt, StoreError, StoreFailing
 from mailfs.ids import Docid, Keyword, PackNumber, SearchId
 from mailfs.message.maildir import ChosenName
 from mailfs.store.database import open_writer
-from mailfs.store.packfile import PACK_HEAD
+from mailfs.store.packfile import PACK_HEAD, PackFile
 from mailfs.store.prepare import prepare_message
 from mailfs.store.records import (
     HEADER_BYTES,
@@ -522,3 +522,30 @@ def test_a_configuration_is_left_to_its_owner(root: Path) -> None:
     (told,) = repaired(root)
     assert told.startswith("not mended: config: ")
     assert told.endswith("change the file, or remove it")
+
+
+def test_a_pack_of_no_row_that_cannot_be_read_now_stays(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        Store.create(tmp_path / "other") as other,
+        other.writer.transaction("test", durable=True) as transaction,
+    ):
+        transaction.add(new_message(make_message(9)))
+    shutil.copy(pack_of(tmp_path / "other"), pack_of(root, 2))
+    real_read = PackFile.read
+
+    def failing(self: PackFile, start: int, length: int) -> bytes:
+        if self.number == 2:
+            raise StoreFailing("the disk does not give it")
+        return real_read(self, start, length)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PackFile, "read", failing)
+        with suppress(StoreError):
+            for _ in repair(root):
+                pass
+    assert pack_of(root, 2).exists()
+    repaired(root)
+    with Store.open(root) as store:
+        assert make_message(9) in contents_of(store).values()

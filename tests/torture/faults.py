@@ -145,13 +145,9 @@ def _judge_content(content: Content, played: Played, golden: Golden, hit: Hit, s
     for number, (step, ended) in enumerate(zip(played.scenario.steps, played.ended, strict=False)):
         if ended.code in step.done:
             before, after = golden.states[number : number + 2]
-            brought = _live(after) - _live(before) & _live(golden.states[-1])
-            missing = brought - _live(content)
+            brought = after.live - before.live & golden.states[-1].live
+            missing = brought - content.live
             assert not missing, f"behind {hit}: {step.what} was acknowledged: {missing} missing"
-
-
-def _live(content: Content) -> set[str]:
-    return {digest for digest, state in content.messages.items() if state.startswith("live")}
 
 
 def _judge_again(rig: Rig, played: Played, golden: Golden, hit: Hit) -> None:

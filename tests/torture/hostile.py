@@ -24,7 +24,7 @@ from mailfs.store.store import Store
 from tests.fakes import PROJECT, make_message
 from tests.mount.accounts import ourselves
 from tests.mount.mounting import Mailfs
-from tests.oracle import assert_sound, contents_of, docids_of, sha256
+from tests.oracle import assert_sound, docids_of, sha256
 from tests.torture.hostile_mail import File, Place, Shape, all_files, all_shapes
 from tests.torture.hostile_mount import look_up_absent, make_noise, many_open, mounted, places_of
 from tests.torture.hostile_queries import QUERIES
@@ -167,7 +167,7 @@ def bring(report: Report, directory: Path, scale: float, count: int | None) -> N
 
 def _assert_holds(root: Path, wanted: set[str]) -> None:
     with Store.open(root) as store:
-        found = [sha256(raw) for raw in contents_of(store).values()]
+        found = [sha256(store.load(docid)) for docid in docids_of(store)]
     assert len(found) == len(wanted), f"{len(found)} messages, not {len(wanted)}"
     assert set(found) == wanted
     assert_sound(root)

@@ -44,9 +44,13 @@ def _judge(rig: Rig, played: Played, golden: Golden, hit: Hit) -> None:
     scenario, sure = played.scenario, played.acknowledged
     if not scenario.is_mounted:
         assert played.ended[-1].code is None, f"{hit}: nobody was killed: {played.ended[-1]}"
+    shown = rig.shown() if scenario.has_mount else None
     rig.end()
     if not scenario.is_broken:
         found = rig.look()
+        assert shown in (None, found.content.live), (
+            f"behind {hit}: the mount does not show the store"
+        )
         assert not found.problems, f"behind {hit}: {found.problems}"
         wrong = strangers(found.content, golden.states[sure : sure + 2])
         wrong += rig.look_beside(scenario)

@@ -33,6 +33,11 @@ class Content:
     names: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def live(self) -> set[str]:
+        """The messages that are not expunged."""
+        return {digest for digest, state in self.messages.items() if state.startswith("live")}
+
 
 @dataclass(frozen=True)
 class Found:

@@ -16,7 +16,7 @@ import mailfs
 from mailfs.cli.main import main
 from mailfs.store.store import Store
 from tests.mount.waiting import wait_until
-from tests.torture.oracle import Content, Found, look
+from tests.torture.oracle import Content, Found, digest_of, look
 from tests.torture.scenarios import Place, Scenario, Step, set_constants
 from tests.torture.tracing import Child, Ended, Hit, Kind, Logged, Order, Shim, ask
 
@@ -102,7 +102,7 @@ class Rig:
 
     def begin(self, scenario: Scenario, *, is_harmed: bool) -> bool:
         """Mount, where the scenario is one of a mount. False where the daemon has ended before it served."""
-        if not scenario.is_mounted:
+        if not scenario.is_mounted and not scenario.has_mount:
             return True
         place = self._place
         words = ["--store", str(place.store), "mount", "-f", str(place.mount)]
@@ -111,7 +111,8 @@ class Rig:
             set_constants(scenario.constants)
             return main(words)
 
-        self._daemon = Child(serve, self._work, self.shim if is_harmed else None)
+        shim = self.shim if is_harmed and scenario.is_mounted else None
+        self._daemon = Child(serve, self._work, shim)
         wait_until(lambda: self._is_ready() or not self.is_served, "the mount", _READY_S)
         assert self.is_served or is_harmed, f"the daemon ended: {self._daemon.errors}"
         return self.is_served
@@ -140,6 +141,15 @@ class Rig:
     def errors(self) -> str:
         """What `.mailfs/errors` of the mount says."""
         return ask((self._place.mount / ".mailfs" / "errors").read_text, self._work)
+
+    def shown(self) -> set[str]:
+        """The messages that the mount shows, by their bytes."""
+        folders = [self._place.mount / "all" / part for part in ("cur", "new")]
+
+        def read() -> set[str]:
+            return {digest_of(path.read_bytes()) for each in folders for path in each.iterdir()}
+
+        return ask(read, self._work)
 
     def lose(self, lose: Callable[[Path, bytes], int]) -> None:
         """Everybody who has the store open dies, and what a failed fsync has lost is lost. Unmounts a dead mount point."""

@@ -80,6 +80,7 @@ class Step:
 @dataclass(frozen=True)
 class Scenario:
     """`is_mounted`: the steps are a client's, and the daemon is harmed. `has_reader`: another process has the store open.
+    `has_mount`: a daemon that is not harmed shows what others do.
 
     `constants` of mailfs are others while it is played: limits so small that little mail passes them, and slices that
     do not end with the clock, so that there are as many calls each time. A store that is broken in the beginning is looked
@@ -92,6 +93,7 @@ class Scenario:
     prepare: Prepare
     is_mounted: bool = False
     has_reader: bool = False
+    has_mount: bool = False
     constants: tuple[tuple[str, float], ...] = ()
     is_broken: bool = False
     is_harmed_throughout: bool = False
@@ -234,6 +236,16 @@ COMMANDS = (
         tuple(command("deliver", letter=number) for number in COMING[:3]),
         store_with_mail,
         constants=(_SMALL_PACKS,),
+    ),
+    Scenario(
+        "commands beside a mount",
+        (
+            command("deliver", letter=COMING[0]),
+            command("tag", "+later", "-todo", "*"),
+            command("expunge", "tag:work"),
+        ),
+        store_with_mail,
+        has_mount=True,
     ),
     Scenario("init", (command("init", done=frozenset({0, 73})),), no_store),
     *(

@@ -18,7 +18,7 @@ from mailfs.store.records import (
     format_tombstones,
 )
 from mailfs.store.rescue.checks_packs import sound_tombstones
-from mailfs.store.rescue.findings import Finding, Kind
+from mailfs.store.rescue.findings import Finding, Kind, Severity
 from mailfs.store.rescue.mend_records import NO_HASH, bury, save_rest, write_in_place
 from mailfs.store.rescue.mending import Outcome, Repair, kept, mended, say_mended
 from mailfs.store.rescue.resync import Found, Gap, resync
@@ -220,6 +220,10 @@ def mend_size(repair: Repair, finding: Finding) -> Outcome | None:
             return None
         size = int(rows[0][0])
         if finding.place:
+            if finding.place <= size:
+                return (
+                    None  # a delivery has moved it since, and a smaller one would be written over
+                )
             transaction.write("UPDATE pack SET size = ? WHERE pack = ?", (finding.place, pack))
             how = f"it ends at {finding.place}"
         elif length < size and not _has_records(transaction, pack, length):
@@ -316,7 +320,13 @@ def mend_unknown_pack(repair: Repair, finding: Finding) -> Outcome | None:
     pack = PackNumber(finding.number)
     if not repair.store.layout.pack(pack).exists():
         return _forget_missing(repair, finding, pack)
-    of_it = [each for each in repair.findings if each.number == pack and each.kind in _CONTENTS]
+    of_it = [
+        each
+        for each in repair.findings
+        if each.number == pack
+        # One that could not be read may hold anything.
+        and (each.kind in _CONTENTS or _is_unread(each))
+    ]
     if of_it or repair.store.index.rows("SELECT 1 FROM pack WHERE pack = ?", (pack,)):
         return None
     with repair.transaction() as transaction:
@@ -324,6 +334,10 @@ def mend_unknown_pack(repair: Repair, finding: Finding) -> Outcome | None:
         transaction.say_repaired(finding.where, finding.what, "nothing is in it: removed")
     remove_dead_packs(repair.store)
     return mended(finding, "nothing is in it: removed")
+
+
+def _is_unread(finding: Finding) -> bool:
+    return finding.kind is Kind.PACK_FILE and finding.severity is Severity.PROBLEM
 
 
 # What a pack may hold that nothing else does.

@@ -97,7 +97,7 @@ class PackScan:
                 continue
             is_promised = promised_end is None or item.offset < promised_end
             if not is_promised and item.header.codec not in MESSAGE_CODECS:
-                break  # what it says of the pack has not come to be
+                continue  # what it says of the pack has not come to be; messages behind it have
             end = item.end
             is_sealed = item.header.codec == CODEC_FOOTER and end == file.size and item.is_certain
             self._note(pack, file, item)

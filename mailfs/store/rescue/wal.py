@@ -4,6 +4,8 @@ SQLite looks at the checksums of the frames only after a crash, and then gives u
 without a word; and when the last program closes the index, the log is gone. So this is read before SQLite opens it.
 """
 
+import functools
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,11 +68,19 @@ def read_wal_or_none(index: Path) -> Wal | None:
 def _known_frames(index: Path, content: bytes) -> int:
     """How many frames of this generation are said to be there by the log's directory, which SQLite does not believe."""
     try:
-        header = Path(f"{index}-shm").read_bytes()[: _INDEX_HEADER.size]
+        path = Path(f"{index}-shm")
+        found = path.stat()
+        header = os.pread(_kept_open(path, found.st_dev, found.st_ino), _INDEX_HEADER.size, 0)
         _, is_set, _, page_bytes, frames, _, _, salt = _INDEX_HEADER.unpack(header)
     except (OSError, struct.error):
         return 0
     return int(frames) if is_set and page_bytes and salt == content[16:24] else 0
+
+
+@functools.cache
+def _kept_open(path: Path, device: int, inode: int) -> int:
+    """The file, open until the process ends: closing it would drop the locks SQLite has on it in this process (fcntl(2))."""
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
 
 
 def parse_wal(content: bytes) -> Wal:
