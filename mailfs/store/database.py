@@ -225,16 +225,18 @@ def create_tables(path: Path, now_ns: int) -> None:
         reserve_checksums(connection)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
-        with connection:
-            for statements in TABLES:
-                connection.execute(statements)
-            connection.execute("INSERT INTO state VALUES (1, 1, 1, 0)")
-            connection.executemany(
-                "INSERT INTO search(name, query, on_rm, changed_ns) VALUES (?, ?, '', ?)",
-                [(name, query, now_ns) for name, query in FIRST_SEARCHES],
-            )
+        # Not `with connection:`, whose rollback may fail and hide why; closing takes back as well.
+        connection.execute("BEGIN")
+        for statements in TABLES:
+            connection.execute(statements)
+        connection.execute("INSERT INTO state VALUES (1, 1, 1, 0)")
+        connection.executemany(
+            "INSERT INTO search(name, query, on_rm, changed_ns) VALUES (?, ?, '', ?)",
+            [(name, query, now_ns) for name, query in FIRST_SEARCHES],
+        )
+        connection.execute("COMMIT")
     except apsw.Error as error:
-        raise store_error(error, path) from error
+        raise store_error(error, path, connection.system_errno) from error
     finally:
         connection.close()
 

@@ -5,13 +5,13 @@ One found damaged in one place is taken from another, so that a message is lost 
 
 import threading
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import contextmanager, suppress
 
 import apsw
 
 from mailfs.errors import Corrupt, MailfsError
 from mailfs.ids import PackNumber
-from mailfs.store.database import open_reader, translated
+from mailfs.store.database import close, open_reader, translated
 from mailfs.store.layout import Layout
 from mailfs.store.packfile import PackFile
 from mailfs.store.records import Dictionary, no_dictionary
@@ -51,13 +51,23 @@ class Dictionaries:
                     yield _of_pack_or_none(PackFile(path, PackNumber(int(path.stem))))
 
     def _of_index_or_none(self, wanted: int) -> Dictionary | None:
-        with suppress(MailfsError), translated(self._layout.index):
-            with closing(open_reader(self._layout.index)) as connection:
-                row = connection.execute(
-                    "SELECT bytes FROM dictionary WHERE dictionary_id = ?", (wanted,)
-                ).fetchone()
+        with suppress(MailfsError), self._index() as connection:
+            row = connection.execute(
+                "SELECT bytes FROM dictionary WHERE dictionary_id = ?", (wanted,)
+            ).fetchone()
             return None if row is None else Dictionary(row[0])
         return None
+
+    @contextmanager
+    def _index(self) -> Iterator[apsw.Connection]:
+        """A connection of its own: the caller may be any thread, and have none. Raises MailfsError."""
+        path = self._layout.index
+        with translated(path):
+            connection = open_reader(path)
+            try:
+                yield connection
+            finally:
+                close(connection, path)
 
     def keep(self, dictionary: Dictionary) -> None:
         """One that was just made: it can be found before anybody can read it anywhere."""
@@ -70,10 +80,7 @@ class Dictionaries:
         """
         if self._newest is None:
             try:
-                with (
-                    translated(self._layout.index),
-                    closing(open_reader(self._layout.index)) as connection,
-                ):
+                with self._index() as connection:
                     self.refresh(connection)
             except MailfsError:
                 return None  # who goes on to write will hear of it

@@ -100,6 +100,7 @@ class PackReader:
         file = self.file(location.pack)
         record = file.read(location.stored, location.offset)
         try:
+            _check_is_meant(parse_header(record), location)
             return parse_record(record, lambda wanted: self.dictionaries.find(wanted, file))
         except Corrupt as error:
             raise Corrupt(f"pack {location.pack} at {location.offset}: {error}") from None
@@ -126,8 +127,13 @@ class PackReader:
         return lambda start, length: file.read(length, base + start)
 
     def header(self, location: Location) -> RecordHeader:
-        """The header of a record. Raises Corrupt."""
-        return self.file(location.pack).header(location.offset)
+        """The header of a record. Raises Corrupt, also for one that is another record's."""
+        header = self.file(location.pack).header(location.offset)
+        try:
+            _check_is_meant(header, location)
+        except Corrupt as error:
+            raise Corrupt(f"pack {location.pack} at {location.offset}: {error}") from None
+        return header
 
     def chain_or_none(self, location: Location) -> Chain | None:
         """Random access to a large message; None where the record is not a chain."""
@@ -148,6 +154,12 @@ class PackReader:
     ) -> Iterator[tuple[int, RecordHeader]]:
         """As PackFile.iter_records."""
         return self.file(pack).iter_records(start)
+
+
+def _check_is_meant(header: RecordHeader, location: Location) -> None:
+    """A whole record of another message may have come there by damage: its hash is right, and its bytes are wrong."""
+    if (HEADER_BYTES + header.stored, header.raw) != (location.stored, location.raw):
+        raise Corrupt("another record lies there than the index describes")
 
 
 def _configured_bytes(layout: Layout) -> int:

@@ -79,12 +79,20 @@ def test_a_snapshot_is_the_whole_store(packed: Store, destination: Path) -> None
     (side.parent / "link").symlink_to("/etc/passwd")
     os.mkfifo(side.parent / "fifo")
     os.utime(side.parent / "dovecot-uidlist", (1, 2))
+    for part in ("cur", "tmp"):
+        folder = packed.layout.spool / "1" / part
+        folder.mkdir(parents=True)
+        (folder / "letter").write_text("Subject: waits\n\n")
+    for folder in (packed.layout.spool, *packed.layout.spool.rglob("*")):
+        folder.chmod(0o700 if folder.is_dir() else 0o600)
     made = backup(packed.layout, destination)
     assert_same(made.path, packed)
     copy = made.path / "sidecar" / "1"
     assert sorted(path.name for path in copy.iterdir()) == ["dovecot-uidlist", "new"]
     assert (copy / "dovecot-uidlist").read_text() == "3 V1 N2\n"
     assert (copy / "dovecot-uidlist").stat().st_mtime == 2
+    waiting = [path for path in (made.path / "spool").rglob("*") if path.is_file()]
+    assert waiting == [made.path / "spool" / "1" / "cur" / "letter"]
     for name in ("config", "dump"):
         assert (made.path / name).read_bytes() == (packed.layout.root / name).read_bytes()
     assert (destination / "latest").resolve() == made.path

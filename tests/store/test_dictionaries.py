@@ -7,7 +7,8 @@ import pytest
 
 from mailfs.errors import Corrupt
 from mailfs.ids import PackNumber
-from mailfs.store import packs
+from mailfs.store import frozen, packs
+from mailfs.store.dictionaries import Dictionaries
 from mailfs.store.packfile import PACK_HEAD
 from mailfs.store.prepare import prepare_message
 from mailfs.store.records import (
@@ -376,3 +377,13 @@ def test_a_dictionary_in_a_pack_is_as_the_manual_says(store: Store, one: Diction
     content = store.layout.pack(PackNumber(1)).read_bytes()
     assert content == PACK_HEAD + format_dictionary(one)
     assert_sound(store.layout.root)
+
+
+def test_who_asked_on_a_read_only_disk_keeps_nobody_from_writing_later(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(frozen, "is_read_only", lambda _: True)
+        assert Dictionaries(store.layout).newest_or_none() is None
+    assert not frozen.must_freeze(store.layout.index)
+    add(store, messages(1))

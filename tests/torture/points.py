@@ -18,7 +18,7 @@ from tests.torture.tracing import Harm, Kind, Logged, Order, Shim, run_stage
 
 # Numbers of points: so many for each scenario, and within it for each kind of harm.
 _A_SCENARIO, _A_HARM = 1_000_000, 20_000
-_TOLD_EVERY = 500
+_TOLD_EVERY = 100
 # linux/prctl.h
 _PR_SET_PDEATHSIG = 1
 
@@ -74,20 +74,24 @@ def play_in_stage(choice: Choice, directory: Path) -> Report:
 def perform(harmings: Sequence[Harming], attempt: Try) -> None:
     """In the stage: do what argv asks, and write the report to stdout. Nothing stays mounted."""
     choice = Choice(*json.loads(sys.argv[1]))
-    # Who has asked may be killed.
+    report = Report(choice.part, choice.seed)
+    # Who has asked may be killed; who has had enough gets what has been done.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     shim = Shim()
     rig = Rig(shim, shim.log.parent, choice.seed)
     try:
-        report = _perform(choice, rig, harmings, attempt)
+        _perform(choice, rig, harmings, attempt, report)
+    except SystemExit:
+        report.note("ended before everything was done")
     finally:
         rig.clear()
     sys.stdout.buffer.write(pickle.dumps(report))
 
 
-def _perform(choice: Choice, rig: Rig, harmings: Sequence[Harming], attempt: Try) -> Report:
-    report = Report(choice.part, choice.seed)
+def _perform(
+    choice: Choice, rig: Rig, harmings: Sequence[Harming], attempt: Try, report: Report
+) -> None:
     groups = _groups(choice, harmings)
     sizes: dict[tuple[str, Kind], int] = {}
     for scenario, harming, _ in groups:
@@ -114,7 +118,6 @@ def _perform(choice: Choice, rig: Rig, harmings: Sequence[Harming], attempt: Try
             rig.clear()
         slowest = max(slowest, (time.monotonic() - begun_s, str(point)))
     report.note(f"the slowest took {slowest[0]:.1f} s: {slowest[1]}")
-    return report
 
 
 def _groups(choice: Choice, harmings: Sequence[Harming]) -> list[tuple[Scenario, Harming, int]]:

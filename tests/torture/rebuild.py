@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -257,6 +257,7 @@ def run(
     make_store(made, count, chance)
     before = rows_of(made)
     report.note(f"a store of {count} messages made in {time.monotonic() - began_s:.0f} s")
+    usual_s = _usual_s(made, directory)
     for number, (name, way) in enumerate(ways.items()):
         root = directory / "store"
         shutil.copytree(made, root)
@@ -264,7 +265,7 @@ def run(
         if way.kept is not Kept.WITH_DUMP:
             (root / "dump").unlink()
         try:
-            took_s = _rebuild(root, way, before, report, chance, kills)
+            took_s = _rebuild(root, way, before, report, _moments(chance, kills, usual_s))
         except Exception as error:  # noqa: BLE001  # whatever it is, it goes into the report, and the run goes on
             report.fail(number, f"{name}: {type(error).__name__}: {error}")
             root.rename(directory / f"wrong-{number}")
@@ -275,14 +276,27 @@ def run(
     return report
 
 
-def _rebuild(
-    root: Path, way: Way, before: Rows, report: Report, chance: random.Random, kills: int
-) -> float:
+def _usual_s(made: Path, directory: Path) -> float:
+    """How long it takes where nobody kills it."""
+    root = directory / "timed"
+    shutil.copytree(made, root)
+    began_s = time.monotonic()
+    assert _start(root).wait(DEADLINE_S) == 0
+    shutil.rmtree(root)
+    return time.monotonic() - began_s
+
+
+def _moments(chance: random.Random, kills: int, usual_s: float) -> list[float]:
+    """When to kill it, the last one towards its end."""
+    moments = [chance.uniform(0.1, 1.1 * usual_s) for _ in range(kills)]
+    return [*moments[1:], usual_s * chance.uniform(0.9, 1.1)] if moments else []
+
+
+def _rebuild(root: Path, way: Way, before: Rows, report: Report, moments: Sequence[float]) -> float:
     """Kill it some times, then let it come to its end; how long that took."""
-    usual_s = 0.3 + len(before["message"]) / 6000
-    for _ in range(kills):
+    for moment in moments:
         old = _digest(root)
-        is_done = _killed(root, chance.uniform(0.1, usual_s))
+        is_done = _killed(root, moment)
         report.counts["ended before it was killed" if is_done else "killed"] += 1
         if (root / "index.ready").exists():
             report.counts["killed with the new index ready"] += 1

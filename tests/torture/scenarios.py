@@ -241,7 +241,7 @@ COMMANDS = (
         "commands beside a mount",
         (
             command("deliver", letter=COMING[0]),
-            command("tag", "+later", "-todo", "*"),
+            command("tag", "+later", "-todo", "tag:todo"),
             command("expunge", "tag:work"),
         ),
         store_with_mail,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from mailfs.store.layout import HALF
 from tests.mount.waiting import pause
 from tests.torture.oracle import digest_of
 from tests.torture.scenarios import COMING, FIRST, LARGE, Place, Scenario, Step, store_with_mail
@@ -153,7 +154,7 @@ def copy(number: int, path: str) -> Step:
     """cp into a folder of messages; what a killed mount has put aside is removed first."""
 
     def work(place: Place) -> None:
-        aside = place.mount / Path(path).parents[1] / "tmp" / Path(path).name
+        aside = place.mount / Path(path).parents[1] / "tmp" / f"{Path(path).name}{HALF}"
         aside.unlink(missing_ok=True)
         if _find_or_none(place, str(Path(path).parent), number) is None:
             with open(place.mount / path, "wb") as file:

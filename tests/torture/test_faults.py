@@ -21,20 +21,20 @@ needs_mounts = pytest.mark.skipif(bool(why_not()), reason=why_not() or "mounts w
 
 @pytest.mark.slow
 def test_commands_whose_calls_fail_lose_nothing_and_say_why(tmp_path: Path) -> None:
-    names = ("deliver", "tag", "save and forget", "deliver into many packs", "init", "compact")
-    report = faults.run(1, 40, tmp_path, names)
+    names = ("deliver into an empty store", "tag", "save and forget")
+    report = faults.run(1, 24, tmp_path, names)
     assert report.is_sound, "\n".join(report.lines())
-    assert report.total >= 35
+    assert report.total >= 20
 
 
 @needs_mounts
 @pytest.mark.mount
 @pytest.mark.slow
 def test_a_mount_whose_calls_fail_stays_up_and_goes_on_when_they_do_not(tmp_path: Path) -> None:
-    names = ("mount: deliver by link", "mount: flags", "mount: unlink")
-    report = faults.run(1, 12, tmp_path, names)
+    names = ("mount: deliver by link", "mount: flags")
+    report = faults.run(1, 8, tmp_path, names)
     assert report.is_sound, "\n".join(report.lines())
-    assert report.total >= 10
+    assert report.total >= 6
 
 
 # Writes two files and syncs them, twice; the first fsync of all fails.

@@ -275,16 +275,16 @@ def mend_seal(repair: Repair, finding: Finding) -> Outcome:
     pack = PackNumber(finding.number)
     ((size,),) = repair.store.index.rows("SELECT size FROM pack WHERE pack = ?", (pack,))
     file = repair.store.packs.file(pack)
-    headers, start, footer_end = _records_of(repair, file)
+    headers, start = _records_of(repair, file)
     footer = format_footer(start, headers)
-    if start + len(footer) == size:
+    if _has_footer(file):
+        how = "the index knows its footer now"
+        size = file.size
+    elif start + len(footer) == size:
         if file.size > size:
             save_rest(repair, Location(pack, size, file.size - size, 0))
         write_in_place(repair, pack, start, [footer])
         how = "its footer was made anew"
-    elif footer_end == file.size and start + len(footer) == footer_end:
-        how = "the index knows its footer now"
-        size = footer_end
     else:
         with repair.transaction() as transaction:
             transaction.write("UPDATE pack SET sealed = 0 WHERE pack = ?", (pack,))
@@ -298,18 +298,26 @@ def mend_seal(repair: Repair, finding: Finding) -> Outcome:
     return mended(finding, how)
 
 
-def _records_of(repair: Repair, file: PackFile) -> tuple[list[RecordHeader], int, int]:
-    """The headers of all records before the first gap or footer, where they end, and where the footer does."""
+def _has_footer(file: PackFile) -> bool:
+    """A sound one, whatever became of the records before it."""
+    try:
+        return file.footer_or_none() is not None
+    except Corrupt:
+        return False
+
+
+def _records_of(repair: Repair, file: PackFile) -> tuple[list[RecordHeader], int]:
+    """The headers of all records before the first gap or footer, and where they end."""
     headers: list[RecordHeader] = []
     end = len(PACK_HEAD)
     for found in resync(file, known_places(repair, file.number)):
-        if isinstance(found, Gap):
+        if isinstance(found, Gap) or (
+            found.header.codec == CODEC_FOOTER and found.end == file.size
+        ):
             break
-        if found.header.codec == CODEC_FOOTER and found.end == file.size:
-            return headers, end, found.end
         headers.append(found.header)
         end = found.end
-    return headers, end, 0
+    return headers, end
 
 
 # --- whole packs

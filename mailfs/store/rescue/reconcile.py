@@ -236,7 +236,7 @@ class Claims:
         """
         rows: list[Any] = self._new.execute(
             "SELECT blob_id, pack, offset, stored, raw FROM blob WHERE hash = ? AND raw = ? "
-            "AND blob_id IN (SELECT blob_id FROM record WHERE blob_id IS NOT NULL)",
+            "AND EXISTS (SELECT 1 FROM record WHERE record.blob_id = blob.blob_id)",
             (digest, location.raw),
         ).fetchall()
         for blob_id, pack, offset, stored, raw in rows:

@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any, BinaryIO
 
 from mailfs.errors import Corrupt, StoreError, storage_error
-from mailfs.store.database import building
+from mailfs.store.database import building, translated
 from mailfs.store.in_use import hold_alone
 from mailfs.store.layout import Layout, write_format
 from mailfs.store.lock import WriterLock
@@ -25,10 +25,11 @@ from mailfs.store.prepare import PARSED_BYTES, parse_start
 from mailfs.store.rebuilt import make_ready, new_path, put_in_place, remove_new
 from mailfs.store.rescue.new_index import NewIndex, Prepare, Rebuilt, ToRead, WasRead
 from mailfs.store.schema import FORMAT_VERSION
-from mailfs.store.upkeep.dump import save_own_dump
+from mailfs.store.upkeep.dump import dump_path, save_own_dump
 
 DEADLINE_S = 10.0
 _BATCH = 64
+_PIECE_BYTES = 1 << 20
 
 
 class Parser:
@@ -85,7 +86,9 @@ def reindex(
         put_in_place(layout)
         remove_new(layout)
         try:
-            rebuilt = NewIndex(layout, prepare, progress).build(dump)
+            # What is read without a file of its own (the old index) has trouble, too, where descriptors are short.
+            with translated(layout.index):
+                rebuilt = NewIndex(layout, prepare, progress).build(dump)
             _sync(layout)
             make_ready(layout)
         except BaseException:
@@ -100,11 +103,16 @@ def reindex(
 
 def _mend_dump(layout: Layout, rebuilt: Rebuilt) -> None:
     """What the index says is more than the dump does that was read as far as it could be."""
-    if rebuilt.has_bad_dump:
-        try:
-            save_own_dump(layout)
-        except StoreError as error:
-            rebuilt.notes.append(str(error))
+    if not rebuilt.has_bad_dump:
+        return
+    try:
+        # Where the disk cannot read it now it may read it the next time.
+        with dump_path(layout).open("rb") as file:
+            while file.read(_PIECE_BYTES):
+                pass
+        save_own_dump(layout)
+    except (OSError, StoreError) as error:
+        rebuilt.notes.append(f"the dump {dump_path(layout)} is left as it is: {error}")
 
 
 def _sync(layout: Layout) -> None:

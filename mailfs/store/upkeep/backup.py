@@ -27,7 +27,7 @@ from mailfs.errors import Busy, Corrupt, StoreError, UsageError, storage_error
 from mailfs.ids import PackNumber
 from mailfs.store.checksums import reserve_checksums
 from mailfs.store.config import config_path
-from mailfs.store.database import close, open_reader, translated
+from mailfs.store.database import close, open_reader, store_error, translated
 from mailfs.store.in_use import hold_alone
 from mailfs.store.layout import Layout, open_layout, sync_directory, write_format
 from mailfs.store.lock import flock_until
@@ -44,6 +44,7 @@ _PIECE_BYTES = 16 * 1024 * 1024
 _PAGES = 4096
 # What a file system says that cannot copy by itself, or not from there.
 _NO_COPY = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _NO_LINK = (errno.EPERM, errno.EMLINK, errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -218,6 +219,7 @@ class _Copy:
             self._copy_small(path, self._to.root / path.name)
         if self._layout.sidecar.is_dir():
             self._copy_tree(self._layout.sidecar, self._to.sidecar)
+        self._copy_waiting()
         sync_directory(self._to.packs)
         # Last, so that nothing that is not whole is taken for a store.
         write_format(self._to)
@@ -234,17 +236,24 @@ class _Copy:
         path = self._to.index
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         with ExitStack() as stack:
-            stack.enter_context(translated(self._layout.index))
             source = open_reader(self._layout.index)
             stack.callback(close, source, self._layout.index)
-            source.execute("BEGIN")
-            source.execute("SELECT modseq FROM state").fetchall()  # from here on it is this moment
             copy = stack.enter_context(closing(apsw.Connection(str(path))))
-            reserve_checksums(copy)
-            copy.execute("PRAGMA synchronous = OFF")
-            with copy.backup("main", source, "main") as copying:
-                while not copying.done:
-                    copying.step(_PAGES)
+            try:
+                source.execute("BEGIN")
+                # From here on it is this moment.
+                source.execute("SELECT modseq FROM state").fetchall()
+                reserve_checksums(copy)
+                copy.execute("PRAGMA journal_mode = OFF")
+                copy.execute("PRAGMA synchronous = OFF")
+                with copy.backup("main", source, "main") as copying:
+                    while not copying.done:
+                        copying.step(_PAGES)
+            except apsw.Error as error:
+                code = copy.system_errno
+                if code in _NO_ROOM:
+                    raise OSError(code, os.strerror(code)) from error
+                raise store_error(error, path, code) from error
         self._check_index(path)
         for suffix in ("-wal", "-shm", "-journal"):
             Path(f"{path}{suffix}").unlink(missing_ok=True)
@@ -309,6 +318,15 @@ class _Copy:
         return True
 
     # --- files
+
+    def _copy_waiting(self) -> None:
+        """Letters that wait in cur and new to be taken in lie nowhere else; what is in tmp is nobody's yet."""
+        for folder in sorted(self._layout.spool.glob("*/*")):
+            if folder.name in ("cur", "new") and folder.is_dir() and not folder.is_symlink():
+                target = self._to.spool / folder.parent.name
+                for made in (self._to.spool, target):
+                    made.mkdir(mode=0o700, exist_ok=True)
+                self._copy_tree(folder, target / folder.name)
 
     def _copy_bytes(self, source: int, target: Path, length: int) -> int:
         """Up to `length` bytes into a new file, durably; how many there were."""
