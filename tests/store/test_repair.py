@@ -549,3 +549,15 @@ def test_a_pack_of_no_row_that_cannot_be_read_now_stays(
     repaired(root)
     with Store.open(root) as store:
         assert make_message(9) in contents_of(store).values()
+
+
+def test_messages_of_a_pack_that_is_missing_are_not_given_up(root: Path, tmp_path: Path) -> None:
+    shutil.move(pack_of(root), tmp_path / "away")
+    assert any("put 00000001.pack back" in line for line in repaired(root))
+    with Store.open(root) as store:
+        assert len(docids_of(store)) == 3
+    shutil.move(tmp_path / "away", pack_of(root))
+    repaired(root)
+    with Store.open(root) as store:
+        assert list(contents_of(store).values()) == [messages()[0], messages()[1], messages()[3]]
+    assert_sound(root)

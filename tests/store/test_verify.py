@@ -443,6 +443,21 @@ def test_a_log_that_was_cut_where_a_transaction_ends_is_a_note(root: Path, tmp_p
     assert f"of {len(wal.frames)} is torn, damaged or missing" in found
 
 
+def test_a_whole_record_in_the_place_of_another_is_damage_and_not_that_message(root: Path) -> None:
+    """Its hash is right, and it is somebody else's mail."""
+    other = format_record(b"short", blob_hash(b"short"))
+    with Store.open(root) as store:
+        where = store.index.location(Docid(2))
+    with pack_of(root).open("r+b") as file:
+        file.seek(where.offset)
+        file.write(other)
+    with Store.open(root) as store:
+        with pytest.raises(Corrupt, match="another record lies there"):
+            store.load(Docid(2))
+        assert store.load(Docid(1)) == make_message(1)
+    assert any(f"pack 1 at {where.offset} (message 2, blob 2): " in text for text in findings(root))
+
+
 def write_byte_of(content: bytes, path: Path, position: int) -> None:
     changed = bytearray(content)
     changed[position] ^= 1

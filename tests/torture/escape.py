@@ -28,8 +28,8 @@ from tests.torture.hostile_mount import mounted
 from tests.torture.report import Report
 
 _COMMAND_DEADLINE_S = 300.0
-# One name in so many is delivered to; so many stand in one dump.
-_DELIVERED = 20
+# What takes a process each: one in ten names, about so many in all.
+_PROCESSES = 30
 _NAMES_A_DUMP = 30
 # What stands in a store; anything else came from somewhere else.
 _TOP = {
@@ -59,7 +59,7 @@ def run(seed: int, count: int, directory: Path) -> Report:
     world = World(directory)
     with report.step(0, "imported"):
         world.import_folders(names)
-    for number, name in enumerate(names[::_DELIVERED]):
+    for number, name in enumerate(names[:: max(len(names) // _PROCESSES, 10)]):
         with report.step(number, "delivered"):
             world.deliver(name)
     with report.step(0, "restored"):
@@ -199,7 +199,7 @@ class World:
         _check_harmless(self.command("dump", self.dump), "dump")
         lines = self.dump.read_bytes().splitlines(keepends=True)
         count = 0
-        for chunk in _chunks(names, max(len(names) // 20, _NAMES_A_DUMP)):
+        for chunk in _chunks(names, max(len(names) // 10, _NAMES_A_DUMP)):
             for change in (_evil_searches, _evil_entries):
                 self.dump.write_bytes(b"".join(change(line, chunk) for line in lines))
                 said = self.command("restore", "--accumulate", self.dump, codes=(0, 65, 66, 74, 77))

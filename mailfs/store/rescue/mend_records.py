@@ -60,6 +60,8 @@ def mend_blob(repair: Repair, finding: Finding) -> Outcome | None:
         return None
     digest, *place = rows[0]
     location = Location(*place)
+    if not repair.store.layout.pack(location.pack).exists():
+        return _mend_missing(repair, finding, digest, location)
     try:
         if _is_sound(repair, location, digest):
             return None
@@ -80,6 +82,31 @@ def mend_blob(repair: Repair, finding: Finding) -> Outcome | None:
         return _give_up(repair, finding, blob_id, location) if is_news else None
     say_mended(repair, finding, how)
     return mended(finding, how)
+
+
+def _mend_missing(
+    repair: Repair, finding: Finding, digest: bytes, location: Location
+) -> Outcome | None:
+    """A record whose pack is missing: had from a copy, or waited for, because the pack may be on a disk not mounted.
+
+    Given up, its message would be reclaimed some weeks later, and the pack be dead when it comes back.
+    """
+    blob_id = BlobId(finding.number)
+    copies = repair.copies.sound(digest, location.raw)
+    good = [copy for copy in copies if _is_the_message(repair, blob_id, copy)]
+    how = ""
+    for copy in good:
+        how = how or _point_at(repair, blob_id, copy)
+    for copy in good:
+        how = how or _append(repair, blob_id, location, copy)
+    if how:
+        say_mended(repair, finding, how)
+        return mended(finding, how)
+    return kept(
+        finding,
+        f"put {repair.store.layout.pack(location.pack).name} back, or name a backup that has it with "
+        "--from (to give up what was in it, make an empty file of its name)",
+    )
 
 
 def _is_sound(repair: Repair, location: Location, digest: bytes) -> bool:

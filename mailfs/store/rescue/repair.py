@@ -7,7 +7,7 @@ kept in STORE/damaged, and it is expunged: its row stays, and it is whole again 
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -84,7 +84,7 @@ def repair(
     """
     sources = [find_backup(backup) for backup in backups]
     if waiting := list(check_waiting(root)):
-        yield from _rest(waiting, set())
+        yield from _rest(waiting, set(), {})
         return
     try:
         yield from _mend_files(root)
@@ -96,6 +96,7 @@ def repair(
 def _mend_all(root: Path, sources: Sequence[Layout], *, full: bool) -> Iterator[Outcome | Step]:
     findings: list[Finding] = []
     lost: set[tuple[Kind, int]] = set()
+    said: dict[Finding, Outcome] = {}
     for _ in range(_MOST_ROUNDS):
         findings = []
         for found in examine(root, full=full):
@@ -103,23 +104,28 @@ def _mend_all(root: Path, sources: Sequence[Layout], *, full: bool) -> Iterator[
                 yield found
             else:
                 findings.append(found)
-        has_mended = False
+        has_mended, said = False, {}
         for outcome in _round(root, tuple(findings), sources) if findings else ():
             has_mended |= outcome.fate is not Fate.KEPT
             if outcome.fate is Fate.LOST:
                 lost.add((outcome.finding.kind, outcome.finding.number))
-            if outcome.fate is not Fate.KEPT:
+            if outcome.fate is Fate.KEPT:
+                said[outcome.finding] = outcome
+            else:
                 yield outcome
         if not has_mended:
             break
-    yield from _rest(findings, lost)
+    yield from _rest(findings, lost, said)
 
 
-def _rest(findings: Iterable[Finding], lost: set[tuple[Kind, int]]) -> Iterator[Outcome]:
-    """What the last round could do nothing about, but for what was told as lost already."""
+def _rest(
+    findings: Iterable[Finding], lost: set[tuple[Kind, int]], said: Mapping[Finding, Outcome]
+) -> Iterator[Outcome]:
+    """What the last round could do nothing about, with what it said, but for what was told as lost already."""
     for finding in findings:
         if finding.severity is Severity.PROBLEM:
-            yield kept(finding, _ADVICE.get(finding.kind, "nothing could be done"))
+            advice = _ADVICE.get(finding.kind, "nothing could be done")
+            yield said.get(finding) or kept(finding, advice)
         elif finding.severity is Severity.LOST and (finding.kind, finding.number) not in lost:
             yield Outcome(Fate.LOST, finding, "`--from BACKUP` may have it")
 
