@@ -1,6 +1,7 @@
 """The shape of the code: what may import what, what is confined to one place, and how large things may be."""
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +38,7 @@ CONFINED_IMPORTS = {
 VERSION_IMPORTS = {("cli/mounting.py", "pyfuse3"), ("cli/mounting.py", "trio")}
 
 
+@functools.cache
 def tree_of(module: Path) -> ast.Module:
     return ast.parse((PACKAGE / module).read_text("utf-8"), str(module))
 
