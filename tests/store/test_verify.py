@@ -18,6 +18,7 @@ from mailfs.store.rescue.verify import Counts, Severity, Step, counts, examine, 
 from mailfs.store.rescue.wal import parse_wal
 from mailfs.store.store import Store
 from tests.fakes import make_message, new_message
+from tests.oracle import problems_of
 
 
 @pytest.fixture
@@ -492,3 +493,10 @@ def test_verify_holds_one_state_still_while_others_write(root: Path) -> None:
             transaction.add(new_message(make_message(4)))
         found = list(going_on)
     assert [finding for finding in found if finding.severity is Severity.PROBLEM] == []
+
+
+def test_a_pack_that_was_only_begun_is_no_problem(root: Path) -> None:
+    (root / "packs/00000099.pack").touch(0o600)
+    with Store.open(root) as store:
+        assert problems_of(store) == []
+        assert "pack 99: is not known to the index" in str([str(each) for each in verify(store)])

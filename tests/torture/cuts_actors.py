@@ -26,9 +26,11 @@ from mailfs.ids import Docid
 from tests.fakes import make_message
 from tests.mount.waiting import pause
 from tests.oracle import sha256
-from tests.torture.cuts_ledger import EXPUNGED, Key, State, fields_of, live
+from tests.torture.cuts_ledger import EXPUNGED, GONE, Key, State, fields_of, live
 
 VIEWS = ("inbox", "work", "home")
+# Searches that come and go begin with this.
+SCRATCH = "scratch-"
 # Numbers of messages begin here; smaller ones mark a moment.
 NUMBERS_FROM = 1 << 60
 _LETTERS = "DFPRS"
@@ -81,6 +83,11 @@ def told(error: BaseException) -> str:
     return f"{type(error).__name__}: {error} [{places}]"
 
 
+def search_key(name: str) -> Key:
+    """What a saved search is called in the ledger; its keyword there is its query."""
+    return f"search:{name}"
+
+
 class Given(Exception):
     """An operation was given up; nothing is known of what it did."""
 
@@ -131,8 +138,12 @@ class Actor:
         barrier: bool | None = None,
         reclaims: bool = False,
         recovers: bool = False,
+        later: bool = False,
     ) -> Iterator[None]:
-        """One operation, acknowledged when the block ends. Raises Given where others were in the way."""
+        """One operation, acknowledged when the block ends. Raises Given where others were in the way.
+
+        `later`: nobody is told when it is done.
+        """
         self._operations += 1
         number = self._operations
         self.say(
@@ -154,7 +165,8 @@ class Actor:
             if isinstance(error, Busy) or getattr(error, "errno", 0) == errno.EAGAIN:
                 raise Given from error
             raise
-        self.say(do="ack", n=number)
+        if not later:
+            self.say(do="ack", n=number)
 
     # --- what it works with
 
@@ -229,7 +241,13 @@ class Commands(Actor):
     """Whoever works with the command: each is a process of its own, which opens the store and closes it."""
 
     def step(self) -> None:
-        ways = (self._deliver, self._deliver, self._import, self._tag, self._tag, self._expunge)
+        ways = (
+            *(self._deliver,) * 3,
+            self._import,
+            *(self._tag,) * 3,
+            self._expunge,
+            self._save,
+        )
         self.random.choice(ways)()
 
     def command(
@@ -284,6 +302,16 @@ class Commands(Actor):
             pid = self.command("tag", f"{sign}{word}", "--", f"id:{known.number}@example.org")
         known.state = state
         return pid
+
+    def _save(self) -> None:
+        """A search is saved, and mostly forgotten again."""
+        name = f"{SCRATCH}{self.random.getrandbits(40)}"
+        key, query = search_key(name), f"from:ann subject:{name}"
+        with self.doing("mailfs save", {key: live("", {query})}, durable=True):
+            self.command("save", name, query)
+        if self.random.random() < 0.8:
+            with self.doing("mailfs forget", {key: GONE}, durable=True):
+                self.command("forget", name)
 
     def _expunge(self) -> None:
         self._expunge_one(*self.mine())

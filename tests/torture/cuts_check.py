@@ -18,7 +18,7 @@ from mailfs.store.store import Store
 from mailfs.views.arrivals import commit_arrival, plan_delivery
 from tests.fakes import make_message
 from tests.oracle import problems_of, sha256
-from tests.torture.cuts_actors import NUMBERS_FROM, told
+from tests.torture.cuts_actors import NUMBERS_FROM, SCRATCH, search_key, told
 from tests.torture.cuts_clients import STATE_FILE, file_key, version_of
 from tests.torture.cuts_keepers import SNAPSHOT, backups_of
 from tests.torture.cuts_ledger import EXPUNGED, Key, State, fields_of, live, state_of
@@ -78,7 +78,7 @@ def look(root: Path, random: Random, known_snapshots: Collection[str], said: int
     store = Store.open(root)
     opened_s = time.monotonic() - start
     wrong = [str(problem) for problem in problems_of(store)]
-    seen = [*_messages(store, wrong), *_files(store)]
+    seen = [*_messages(store, wrong), *_files(store), *_searches(store)]
     snapshots = sorted(backups_of(root).glob("2*"))
     for path in snapshots:
         if path.name not in known_snapshots:
@@ -120,6 +120,14 @@ def _files(store: Store) -> list[Seen]:
         Seen(file_key(path.name), Docid(0), 0, live("", {version_of(path.read_bytes())}))
         for path in folder.rglob(f"{STATE_FILE}-*")
         if path.suffix != ".new"
+    ]
+
+
+def _searches(store: Store) -> list[Seen]:
+    return [
+        Seen(search_key(each.name), Docid(0), 0, live("", {each.query}))
+        for each in store.index.searches()
+        if each.name.startswith(SCRATCH)
     ]
 
 

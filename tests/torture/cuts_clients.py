@@ -6,8 +6,8 @@ from pathlib import Path
 
 from mailfs.ids import Docid
 from mailfs.views.tree import message_ino
-from tests.torture.cuts_actors import VIEWS, Actor, Given, Known, Letter, Part
-from tests.torture.cuts_ledger import EXPUNGED, Key, State, live
+from tests.torture.cuts_actors import SCRATCH, VIEWS, Actor, Given, Known, Letter, Part, search_key
+from tests.torture.cuts_ledger import EXPUNGED, GONE, Key, State, live
 
 # A client's own file, in a view's folder; its content is a version, and some bytes that depend on it.
 STATE_FILE = ".client-state"
@@ -32,6 +32,11 @@ def file_key(name: str) -> Key:
     return f"file:{name}"
 
 
+def _saved(name: str) -> State:
+    """The search that mkdir makes."""
+    return live("", {f"tag:{name}"})
+
+
 class Client(Actor):
     """A mail program on the mount."""
 
@@ -53,6 +58,8 @@ class Client(Actor):
             self._remove,
             self._sync,
             self._keep_file,
+            self._copy_in,
+            self._make_view,
             self._look,
         )
         self.random.choice(ways)()
@@ -179,6 +186,34 @@ class Client(Actor):
                 os.fsync(fd)
         finally:
             os.close(fd)
+
+    def _copy_in(self) -> None:
+        """cp of a file into a view: a message when it is whole and closed, never before."""
+        letter, view = self.letter(), self.random.choice(VIEWS)
+        path = self._folder(view, "new") / f"{letter.number}.copied"
+        half = len(letter.raw) // 2
+        with self.doing("copy", {letter.key: live("", {view})}, durable=False, later=True):
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
+            try:
+                os.write(fd, letter.raw[:half])
+                if self.random.random() < 0.5:
+                    os.fsync(fd)
+                os.write(fd, letter.raw[half:])
+            finally:
+                os.close(fd)
+
+    def _make_view(self) -> None:
+        """mkdir, mv and rmdir of a view."""
+        name, other = (f"{SCRATCH}{self.random.getrandbits(40)}" for _ in range(2))
+        path = self.part.mountpoint / name
+        with self.doing("mkdir", {search_key(name): _saved(name)}, durable=False):
+            path.mkdir()
+        states = {search_key(name): GONE, search_key(other): _saved(other)}
+        with self.doing("mv of a view", states, durable=False):
+            path = path.rename(path.with_name(other))
+        if self.random.random() < 0.8:
+            with self.doing("rmdir", {search_key(other): GONE}, durable=False):
+                path.rmdir()
 
     def _keep_file(self) -> None:
         """A file of its own is replaced as careful programs do: written, synced, renamed, the folder synced."""

@@ -64,7 +64,8 @@ class Writer(Actor):
         if before.keywords is not None and before != EXPUNGED:
             state = live(before.letters, before.keywords | {view})
         with self.doing("deliver again", {key: state}, durable=True):
-            self._arrive(raw, view)
+            # One that was reclaimed meanwhile is a new message.
+            known.docid = self._arrive(raw, view)
         known.state = state
 
     def _slice(self) -> None:

@@ -82,7 +82,7 @@ def run(seed: int, count: int, directory: Path) -> Report:
             each.wait()
     took_s = time.monotonic() - start
     report.note(f"SQLite {sqlite_version()}, {count / took_s:.0f} commits a second")
-    for what in _wrong(open_layout(root), shares, expected):
+    for what in wrong(open_layout(root), shares, expected):
         report.fail(count, what)
     return report
 
@@ -110,7 +110,7 @@ def _said(
     return {int(slot): number for slot, number in told["slots"].items()}
 
 
-def _wrong(layout: Layout, shares: list[int], expected: list[dict[int, int]]) -> Iterator[str]:
+def wrong(layout: Layout, shares: list[int], expected: list[dict[int, int]]) -> Iterator[str]:
     """What the index should hold, and does not."""
     with closing(open_reader(layout.index)) as connection:
         for (text,) in connection.execute("PRAGMA integrity_check"):

@@ -140,7 +140,13 @@ class PackChecks:
                 yield note(f"pack {number}", "is left to be removed", Kind.DEAD_PACK, number)
             elif number not in known and self._sql is not None:
                 yield note(f"pack {number}", "is not known to the index", Kind.PACK_FILE, number)
-        walked = sorted((there.keys() | known.keys() | named) - dead)
+        # Begun before a power cut that came before its first bytes: nothing in it was ever promised.
+        begun = {
+            number
+            for number, length in there.items()
+            if length < len(PACK_HEAD) and number not in known and number not in named
+        }
+        walked = sorted((there.keys() | known.keys() | named) - dead - begun)
         for number in walked:
             self._read_tombstones(number)
         done, total = 0, sum(there.get(number, 0) for number in walked)
