@@ -155,6 +155,7 @@ class Actor:
             barrier=durable if barrier is None else barrier,
             reclaims=reclaims,
             recovers=recovers,
+            later=later,
         )
         try:
             yield

@@ -88,7 +88,8 @@ class Operation:
     """One operation of an actor; `began` and `acked` are places in the one order.
 
     `may_reclaim`: whatever is expunged may be gone afterwards. `may_recover`: whatever a pack holds and the index had
-    lost, because nobody was told that it was stored, may be there.
+    lost, because nobody was told that it was stored, may be there. `is_later`: it may be done at any time from now on, by whoever
+    finds it half done.
     """
 
     who: str
@@ -98,6 +99,7 @@ class Operation:
     is_barrier: bool
     may_reclaim: bool = False
     may_recover: bool = False
+    is_later: bool = False
     began: int = 0
     acked: int | None = None
     is_in_the_dark: bool = False
@@ -120,6 +122,8 @@ class Ledger:
     # What somebody wanted to bring at some time, and what was reclaimed of it.
     named: set[Key] = field(default_factory=set)
     reclaimed: set[Key] = field(default_factory=set)
+    # What may still come true.
+    later: dict[Key, State] = field(default_factory=dict)
     _place: int = 0
     _power: Power = Power.ON
 
@@ -134,6 +138,8 @@ class Ledger:
         operation.is_in_the_dark = self._power is Power.OFF
         self.operations[who, number] = operation
         self.named |= operation.to.keys()
+        if operation.is_later:
+            self.later.update(operation.to)
 
     def acknowledge(self, who: str, number: int) -> Operation:
         """It was done."""
@@ -169,6 +175,9 @@ class Ledger:
             for key, state in each.to.items():
                 before = allowed.setdefault(key, {GONE})
                 allowed[key] = {state} if is_certain else before | {state}
+        for key, state in self.later.items():
+            if GONE in allowed.setdefault(key, {GONE}):
+                allowed[key].add(state)
         if any(each.may_reclaim for each in operations):
             was_expunged = {key for key, states in allowed.items() if EXPUNGED in states}
             for key in was_expunged:
@@ -185,6 +194,7 @@ class Ledger:
             key for key, states in self.allowed().items() if EXPUNGED in states and key not in found
         }
         self.base = {key: {state} for key, state in found.items()}
+        self.later = {key: state for key, state in self.later.items() if key not in found}
         self.unseen.clear()
         self.operations.clear()
         self._power = Power.ON

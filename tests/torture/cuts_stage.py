@@ -509,6 +509,7 @@ def _operation(who: str, fields: dict[str, object]) -> Operation:
         bool(fields["barrier"]),
         bool(fields["reclaims"]),
         bool(fields["recovers"]),
+        bool(fields["later"]),
     )
 
 

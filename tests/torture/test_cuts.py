@@ -184,6 +184,15 @@ def test_an_unseen_cut_keeps_what_may_be_and_forgets_what_was_not_durable() -> N
     assert judge(ledger, {"a": live("F")})
 
 
+def test_a_copied_file_may_become_a_message_at_any_later_start() -> None:
+    ledger = Ledger()
+    begun(ledger, Operation("client", "copy", {"a": live()}, False, False, is_later=True))
+    ledger.settle({})
+    assert judge(ledger, {"a": live()}) == []
+    assert judge(ledger, {}) == []
+    assert judge(ledger, {"a": live("S")})
+
+
 def test_only_what_was_expunged_may_be_reclaimed() -> None:
     ledger = Ledger()
     ledger.settle({"a": EXPUNGED, "b": live()})
