@@ -89,6 +89,44 @@ class PackReader:
             file = self._files.setdefault(pack, PackFile(self._layout.pack(pack), pack))
         return file
 
+    def promised_end(self, file: PackFile, size: int) -> int:
+        """Where a pack ends whose acknowledged end is `size`: behind the last whole message.
+
+        What stands behind that was left by a writer that died, perhaps with a power cut, which keeps the header of a
+        record and loses what follows. A record about the pack there says what has not come to be; but no writer goes on
+        behind one that was not acknowledged: where messages follow, the index is older than the pack. Raises Corrupt
+        when the pack is shorter than `size`.
+        """
+        if file.size < size:
+            raise Corrupt(
+                f"pack {file.number} is {file.size} bytes long, the index knows {size}: "
+                "run `mailfs verify`"
+            )
+        with suppress(Corrupt):
+            for offset, header in file.iter_records(size):
+                if header.codec in MESSAGE_CODECS and self._is_whole(file, offset, header):
+                    size = offset + HEADER_BYTES + header.stored
+        return size
+
+    def _is_whole(self, file: PackFile, offset: int, header: RecordHeader) -> bool:
+        """Whether the bytes of a message are those of its hash. One whose dictionary is missing counts as whole."""
+        base = offset + HEADER_BYTES
+        try:
+            if header.dictionary:
+                self.dictionaries.find(header.dictionary, file)
+        except Corrupt:
+            return True
+        try:
+            if header.codec == CODEC_CHAIN:
+                for _ in iter_chain(header, lambda start, length: file.read(length, base + start)):
+                    pass
+            else:
+                record = file.read(HEADER_BYTES + header.stored, offset)
+                parse_record(record, lambda wanted: self.dictionaries.find(wanted, file))
+        except Corrupt:
+            return False
+        return True
+
     def head(self, pack: PackNumber) -> bytes:
         """The line a pack begins with; PACK_HEAD in a sound one."""
         return self.file(pack).head
@@ -172,25 +210,6 @@ def _configured_bytes(layout: Layout) -> int:
         return read_config(layout).pack_bytes
     except ConfigError:
         return 0  # who reads it for a person complains; mail goes on
-
-
-def promised_end(file: PackFile, size: int) -> int:
-    """Where a pack ends whose acknowledged end is `size`: behind the last whole message.
-
-    What stands behind that was left by a writer that died. A record about the pack there says what has not come to be;
-    but no writer goes on behind one that was not acknowledged: where messages follow, the index is older than the pack.
-    Raises Corrupt when the pack is shorter than `size`.
-    """
-    if file.size < size:
-        raise Corrupt(
-            f"pack {file.number} is {file.size} bytes long, the index knows {size}: "
-            "run `mailfs verify`"
-        )
-    with suppress(Corrupt):
-        for offset, header in file.iter_records(size):
-            if header.codec in MESSAGE_CODECS:
-                size = offset + HEADER_BYTES + header.stored
-    return size
 
 
 class PackAppender:
@@ -279,7 +298,7 @@ class PackAppender:
         length = os.fstat(self._fd).st_size
         if length == self.size:
             return
-        self.size = promised_end(self._reader.file(self.pack), self.size)
+        self.size = self._reader.promised_end(self._reader.file(self.pack), self.size)
         if self.size < length:
             os.ftruncate(self._fd, self.size)
 

@@ -70,3 +70,20 @@ def test_a_file_closed_in_cur_before_the_mount_is_killed_becomes_a_message(mailf
     wait_until(lambda: not spooled(mailfs), "the message to be taken in")
     assert mailfs.only("inbox").read_bytes() == RAW
     mailfs.umount()
+
+
+def test_a_file_that_a_power_cut_left_with_zeros_is_no_message(mailfs: Mailfs) -> None:
+    mailfs.create()
+    mailfs.mount()
+    with Store.open(mailfs.store) as store, store.writer.lock.hold("test", 0):
+        mailfs.path("inbox", "cur", "1.a:2,").write_bytes(RAW)
+        (path,) = spooled(mailfs)
+        wait_until(lambda: os.listxattr(path), "the close to be told to the daemon")
+        kill(mailfs)
+    with path.open("r+b") as file:
+        file.seek(len(RAW) // 2)
+        file.write(bytes(len(RAW) - len(RAW) // 2))
+    mailfs.mount()
+    assert mailfs.names("inbox") == []
+    assert mailfs.path("inbox", "tmp", "1.a:2,.half").stat().st_size == len(RAW)
+    mailfs.umount()

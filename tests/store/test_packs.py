@@ -191,6 +191,21 @@ def test_a_torn_tail_is_cut_at_the_acknowledged_end(layout: Layout, reader: Pack
         assert layout.pack(FIRST).read_bytes() == whole
 
 
+def test_a_record_of_which_a_power_cut_left_the_header_only_is_cut(
+    layout: Layout, reader: PackReader
+) -> None:
+    acknowledged(layout, reader, b"one")
+    whole = layout.pack(FIRST).read_bytes()
+    lost = record_of(b"lost")
+    zeros = lost[:HEADER_BYTES] + bytes(len(lost) - HEADER_BYTES)
+    layout.pack(FIRST).write_bytes(whole + zeros)
+    assert reader.promised_end(reader.file(FIRST), len(whole)) == len(whole)
+    # Where a message follows, the index is older than the pack.
+    layout.pack(FIRST).write_bytes(whole + zeros + lost)
+    end = len(whole) + 2 * len(lost)
+    assert reader.promised_end(reader.file(FIRST), len(whole)) == end
+
+
 def test_whole_records_behind_the_end_are_kept_and_what_is_torn_behind_them_is_cut(
     layout: Layout, reader: PackReader
 ) -> None:

@@ -103,12 +103,13 @@ class Operation:
     began: int = 0
     acked: int | None = None
     is_in_the_dark: bool = False
+    cuts_before: int = 0
 
     def __str__(self) -> str:
         kind = "durable" if self.is_durable else "not durable"
         acked = "never acknowledged" if self.acked is None else f"acknowledged at {self.acked}"
-        when = " after the cut" if self.is_in_the_dark else ""
-        return f"{self.who}: {self.what} ({kind}), begun at {self.began}{when}, {acked}"
+        when = f"after {self.cuts_before} cuts" + " and the next" * self.is_in_the_dark
+        return f"{self.who} {when}: {self.what} ({kind}), begun at {self.began}, {acked}"
 
 
 @dataclass
@@ -117,8 +118,9 @@ class Ledger:
 
     base: dict[Key, set[State]] = field(default_factory=dict)
     operations: dict[tuple[str, int], Operation] = field(default_factory=dict)
-    # What was said before cuts after which nobody looked.
-    unseen: list[Operation] = field(default_factory=list)
+    # What was done before earlier cuts.
+    past: list[Operation] = field(default_factory=list)
+    _cuts: int = 0
     # What somebody wanted to bring at some time, and what was reclaimed of it.
     named: set[Key] = field(default_factory=set)
     reclaimed: set[Key] = field(default_factory=set)
@@ -136,6 +138,7 @@ class Ledger:
         self._place += 1
         operation.began = self._place
         operation.is_in_the_dark = self._power is Power.OFF
+        operation.cuts_before = self._cuts
         self.operations[who, number] = operation
         self.named |= operation.to.keys()
         if operation.is_later:
@@ -156,8 +159,8 @@ class Ledger:
         return sum(each.acked is not None for each in self.operations.values())
 
     def touching(self, key: Key) -> list[Operation]:
-        """What was done to a message since somebody looked last."""
-        return [each for each in (*self.unseen, *self.operations.values()) if key in each.to]
+        """What was done to a message since the disk was made."""
+        return [each for each in (*self.past, *self.operations.values()) if key in each.to]
 
     def last_barrier_or_none(self) -> Operation | None:
         """The barrier that was begun last of those that were acknowledged."""
@@ -195,15 +198,17 @@ class Ledger:
         }
         self.base = {key: {state} for key, state in found.items()}
         self.later = {key: state for key, state in self.later.items() if key not in found}
-        self.unseen.clear()
-        self.operations.clear()
-        self._power = Power.ON
+        self._begin_anew()
 
     def settle_unseen(self) -> None:
         """Power is back, and nobody has looked."""
         self.base = self.allowed()
-        self.unseen += self.operations.values()
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self.past += self.operations.values()
         self.operations.clear()
+        self._cuts += 1
         self._power = Power.ON
 
 
@@ -220,5 +225,4 @@ def judge(ledger: Ledger, found: Mapping[Key, State]) -> list[str]:
             wrong.append(f"{key} is {state}, and should be {words}: {told}")
     if wrong:
         wrong.append(f"the last barrier was: {ledger.last_barrier_or_none()}")
-        wrong += [f"before a cut unseen: {each}" for each in ledger.unseen if each.is_barrier]
     return wrong

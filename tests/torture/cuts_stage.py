@@ -463,7 +463,7 @@ class Stage:
         target = self._folder / f"failed-{n}"
         target.mkdir()
         shutil.copytree(self._disk.path, target / "disk", symlinks=True)
-        said = [*self._ledger.unseen, *self._ledger.operations.values()]
+        said = [*self._ledger.past, *self._ledger.operations.values()]
         (target / "wrong").write_text("\n".join([self.how, *wrong]) + "\n")
         (target / "said").write_text("\n".join(f"{each} {sorted(each.to)}" for each in said) + "\n")
         return target

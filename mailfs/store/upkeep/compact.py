@@ -22,7 +22,7 @@ from typing import NamedTuple
 from mailfs.errors import Corrupt
 from mailfs.ids import BlobId, PackNumber
 from mailfs.store.packfile import PackFile
-from mailfs.store.packs import Location, promised_end
+from mailfs.store.packs import Location, PackReader
 from mailfs.store.records import (
     CODEC_CHAIN,
     CODEC_TOMBSTONES,
@@ -120,7 +120,7 @@ def _carried_bytes(store: Store, use: PackUse) -> int:
     tombstone_bytes, unknown = 0, {}
     with suppress(Corrupt):
         file = store.packs.file(use.pack)
-        for offset, header in _headers(file, use.size, is_sealed=use.is_sealed):
+        for offset, header in _headers(store.packs, file, use.size, is_sealed=use.is_sealed):
             if header.codec == CODEC_TOMBSTONES:
                 said = parse_tombstones(file.record(offset, header))
                 accounted_for |= {each.offset for each in said if each.pack == use.pack}
@@ -187,7 +187,7 @@ class _Tombstones:
         said: list[Tombstone] = []
         with suppress(Corrupt):  # then a record may look unknown, and its pack stays
             file = self._store.packs.file(pack)
-            for offset, header in _headers(file, size, is_sealed=is_sealed):
+            for offset, header in _headers(self._store.packs, file, size, is_sealed=is_sealed):
                 if header.codec == CODEC_TOMBSTONES:
                     said += parse_tombstones(file.record(offset, header))
         if is_sealed:
@@ -195,10 +195,12 @@ class _Tombstones:
         return said
 
 
-def _headers(file: PackFile, size: int, *, is_sealed: bool) -> Iterable[tuple[int, RecordHeader]]:
+def _headers(
+    packs: PackReader, file: PackFile, size: int, *, is_sealed: bool
+) -> Iterable[tuple[int, RecordHeader]]:
     """All of a pack, by its footer where it has one. Raises Corrupt."""
     footer = file.footer_or_none() if is_sealed else None
-    return file.iter_records(end=promised_end(file, size)) if footer is None else footer
+    return file.iter_records(end=packs.promised_end(file, size)) if footer is None else footer
 
 
 class _PackRewriter:
@@ -262,7 +264,7 @@ class _PackRewriter:
         accounted_for = known | self._tombstones.places_in(self._pack)
         tombstones: list[Tombstone] = []
         unknown: list[_Blob] = []
-        for offset, header in _headers(file, size, is_sealed=is_sealed):
+        for offset, header in _headers(self._store.packs, file, size, is_sealed=is_sealed):
             if header.codec == CODEC_TOMBSTONES:
                 found = parse_tombstones(file.record(offset, header))
                 tombstones += [

@@ -9,7 +9,6 @@ import os
 from mailfs.errors import Corrupt, storage_error
 from mailfs.ids import PackNumber
 from mailfs.store.packfile import PackFile
-from mailfs.store.packs import promised_end
 from mailfs.store.records import format_footer
 from mailfs.store.store import Store
 
@@ -33,7 +32,7 @@ def seal_full_packs(store: Store, deadline_s: float | None = None) -> list[PackN
 
 def _seal(store: Store, pack: PackNumber, size: int, deadline_s: float | None) -> bool:
     file = PackFile(store.layout.pack(pack), pack)
-    end = promised_end(file, size)
+    end = store.packs.promised_end(file, size)
     footer = format_footer(end, (header for _, header in file.iter_records(end=end)))
     with store.writer.transaction("seal", durable=True, deadline_s=deadline_s) as transaction:
         # Another process may have been faster, or found more of it to be whole.
