@@ -22,7 +22,7 @@ import trio
 from mailfs.errors import Busy, ConfigError, MailfsError, MountError, StoreError
 from mailfs.fuse.drain import Drain, in_thread
 from mailfs.fuse.duties import TAKE_IN_S, Duties
-from mailfs.fuse.mounts import record_path, run_fusermount, write_record
+from mailfs.fuse.mounts import find_mounted_or_none, record_path, run_fusermount, write_record
 from mailfs.fuse.operations import Operations
 from mailfs.fuse.requests import MAX_COMMITS, Requests
 from mailfs.fuse.status import DaemonStatus, daemon_status
@@ -73,6 +73,7 @@ class Session:
         for name, problem in self._tree.problems.items():
             log.warning("the search %s is not shown: %s", name, problem)
         self._since_s = time.time()
+        self._is_cut_off = False
         lock_path = store.layout.lock
         if options.is_drained:
             drain = Drain()
@@ -178,7 +179,9 @@ class Session:
             await pyfuse3.main(1, _MAX_TASKS)
             nursery.cancel_scope.cancel()
         self._manager.stopping(f"unmounted {self._options.mountpoint}")
-        # Closes that were still on their way: nobody has these files open any more.
+        if not self._is_cut_off and find_mounted_or_none(self._options.mountpoint) is None:
+            # Closes that were still on their way: a mount with open files does not go.
+            self._operations.ordinary.close_all()
         self._operations.ordinary.find_waiting(is_end=True)
         await self._operations.ordinary.take_in_waiting(GRACE_S)
 
@@ -208,7 +211,7 @@ class Session:
                         ending = True
                         nursery.start_soon(self._unmount)
                     elif number != signal.SIGHUP:
-                        pyfuse3.terminate()
+                        self._terminate()
 
     def _has_lost_terminal(self) -> bool:
         """Whether the terminal has gone; what is logged from then on is for nobody, and is no error."""
@@ -227,6 +230,11 @@ class Session:
         except MountError as error:
             log.warning("%s", error)
         await trio.sleep(GRACE_S)
+        self._terminate()
+
+    def _terminate(self) -> None:
+        """End although clients may still have files open."""
+        self._is_cut_off = True
         pyfuse3.terminate()
 
     def _status(self) -> DaemonStatus:

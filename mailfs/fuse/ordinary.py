@@ -218,16 +218,25 @@ class OrdinaryFiles:
             offset += written
         return len(data)
 
-    async def release(self, fh: Fh) -> None:
-        """The last close(2) of an open file: one made in cur/ or new/ is taken in."""
+    def close_all(self) -> None:
+        """The mount is gone, and its clients have closed all files: what was still to be told us will not come."""
+        for fh in list(self._handles.files):
+            self._close(fh)
+
+    def _close(self, fh: Fh) -> tuple[FileHandle, list[tuple[Place, bytes]]]:
+        """An open file and its names: none, if it was removed or has become a message while it was open."""
         handle = self._handles.files.pop(fh)
-        # Known before it is closed: none, if it was removed or has become a message while it was open.
         names = [] if handle.is_sealed else self.files.names_of(handle.ino)
         was_written = self.files.is_open_for_writing(handle.ino)
         self.files.closed(handle.ino, handle.fd)
         if was_written and not self.files.is_open_for_writing(handle.ino):
             self._note_whole(handle.fd, names)
         os.close(handle.fd)
+        return handle, names
+
+    async def release(self, fh: Fh) -> None:
+        """The last close(2) of an open file: one made in cur/ or new/ is taken in."""
+        handle, names = self._close(fh)
         for place, name in names:
             directory = self._tree.directory_of_area_or_none(place)
             if name == KEYWORDS_FILE and directory is not None and directory.view is not None:
