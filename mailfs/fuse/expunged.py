@@ -21,6 +21,8 @@ _FIRST_FH = 1 << 49
 _PIECE = 256
 # Cookies: `.` and `..` are 1 and 2, directories follow, a message has its docid and this.
 _MESSAGES = 1 << 8
+# Those the kernel was told of last; it asks again for names, and so for messages, whenever they are used.
+_MAX_SHOWN = 100_000
 
 
 @dataclass(slots=True)
@@ -40,8 +42,9 @@ class ExpungedFiles:
         self._answers = answers
         self._directories: dict[int, _DirectoryHandle] = {}
         self._last_fh = _FIRST_FH
-        # Messages whose inodes the kernel has from here: to it they have a name.
-        self._shown: set[Docid] = set()
+        # Messages whose inodes the kernel may have from here: to it they have a name. Not ended by FORGET, which comes
+        # late: it may be meant for what the kernel knew of the message before.
+        self._shown: dict[Docid, None] = {}
 
     def check_outside(self, parent: int, name: bytes) -> None:
         """Raises EditRefused for `.expunged` and names in it: one can only take messages out."""
@@ -60,7 +63,7 @@ class ExpungedFiles:
         if kind is not None:
             return self._directory_answer(expunged_ino(kind))
         found = self._tree.find(parent, name)
-        self._shown.add(found.docid)
+        self._show(found.docid)
         return self._answers.not_kept(found.attributes)
 
     def attributes(self, inode: Ino) -> EntryAttributes:
@@ -81,9 +84,10 @@ class ExpungedFiles:
         """Whether the kernel knows a message from here, so that link(2) may mean this name of it."""
         return docid in self._shown
 
-    def forget(self, docid: Docid) -> None:
-        """The kernel has forgotten the inode."""
-        self._shown.discard(docid)
+    def _show(self, docid: Docid) -> None:
+        self._shown[docid] = None
+        if len(self._shown) > _MAX_SHOWN:
+            del self._shown[next(iter(self._shown))]
 
     def find(self, parent: Ino, name: bytes) -> Docid:
         """The message of a name. Raises NotFound."""
@@ -137,5 +141,5 @@ class ExpungedFiles:
                 answer = self._answers.not_kept(found.attributes)
                 if not pyfuse3.readdir_reply(token, found.name, answer, found.docid + _MESSAGES):
                     return
-                self._shown.add(found.docid)
+                self._show(found.docid)
             start += _PIECE

@@ -280,7 +280,6 @@ class Operations(pyfuse3.Operations):
                 self.known.forget(inode, count)
             else:
                 self._stored.discard(inode)
-                self.expunged.forget(docid)
 
     # --- directories
 

@@ -111,7 +111,8 @@ def test_ln_out_of_it_undeletes(mounted: Mailfs) -> None:
 
 def test_cp_out_of_it_is_a_delivery_of_the_bytes(mounted: Mailfs) -> None:
     name = remove(mounted, 1)
-    shutil.copy(removed(mounted) / name, mounted.path("inbox/cur", "copied:2,"))
+    # Not shutil.copy, which asks for the mode afterwards, when the message is back and so no longer there.
+    shutil.copyfile(removed(mounted) / name, mounted.path("inbox/cur", "copied:2,"))
     wait_until(lambda: mounted.count("tag:inbox") == 3, "the copy to be taken in")
     assert os.listdir(removed(mounted)) == []
 
