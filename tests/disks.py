@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tests.mount.waiting import pause
+
 _CHUNK_BYTES = 1 << 16
 _DEADLINE_S = 10.0
+_TRY_AGAIN_S = 0.05
 
 
 def why_not() -> str:
@@ -76,6 +79,7 @@ def _unmounted(path: Path) -> "subprocess.CompletedProcess[str]":
         done = subprocess.run(["umount", path], capture_output=True, text=True, check=False)
         if not done.returncode or time.monotonic() > give_up:
             return done
+        pause(_TRY_AGAIN_S)
 
 
 @contextmanager

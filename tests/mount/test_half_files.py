@@ -58,7 +58,8 @@ def test_a_second_half_written_file_takes_no_name_from_the_first(mailfs: Mailfs)
     mailfs.umount()
 
 
-def test_a_file_closed_in_cur_before_the_mount_is_killed_becomes_a_message(mailfs: Mailfs) -> None:
+def leave_closed(mailfs: Mailfs) -> Path:
+    """A file a client has closed in cur/ while the store was busy, and whose mount was killed then."""
     mailfs.create()
     mailfs.mount()
     with Store.open(mailfs.store) as store, store.writer.lock.hold("test", 0):
@@ -66,6 +67,11 @@ def test_a_file_closed_in_cur_before_the_mount_is_killed_becomes_a_message(mailf
         (path,) = spooled(mailfs)
         wait_until(lambda: os.listxattr(path), "the close to be told to the daemon")
         kill(mailfs)
+    return path
+
+
+def test_a_file_closed_in_cur_before_the_mount_is_killed_becomes_a_message(mailfs: Mailfs) -> None:
+    leave_closed(mailfs)
     mailfs.mount()
     wait_until(lambda: not spooled(mailfs), "the message to be taken in")
     assert mailfs.only("inbox").read_bytes() == RAW
@@ -73,13 +79,7 @@ def test_a_file_closed_in_cur_before_the_mount_is_killed_becomes_a_message(mailf
 
 
 def test_a_file_that_a_power_cut_left_with_zeros_is_no_message(mailfs: Mailfs) -> None:
-    mailfs.create()
-    mailfs.mount()
-    with Store.open(mailfs.store) as store, store.writer.lock.hold("test", 0):
-        mailfs.path("inbox", "cur", "1.a:2,").write_bytes(RAW)
-        (path,) = spooled(mailfs)
-        wait_until(lambda: os.listxattr(path), "the close to be told to the daemon")
-        kill(mailfs)
+    path = leave_closed(mailfs)
     with path.open("r+b") as file:
         file.seek(len(RAW) // 2)
         file.write(bytes(len(RAW) - len(RAW) // 2))

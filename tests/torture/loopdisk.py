@@ -12,11 +12,12 @@ import os
 import shutil
 import struct
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
+
+from tests.mount.waiting import pause
 
 # linux/loop.h
 _LOOP_CONFIGURE = 0x4C0A
@@ -133,7 +134,7 @@ class LoopDisk:
                     return
             finally:
                 os.close(fd)
-            time.sleep(_TRY_AGAIN_S)
+            pause(_TRY_AGAIN_S)
         raise OSError(errno.EBUSY, "no free loop device")
 
     def _is_configured(self, fd: int) -> bool:
@@ -177,7 +178,7 @@ class LoopDisk:
             number = ctypes.get_errno()
             if number != errno.EBUSY or not left:
                 raise OSError(number, f"umount {self.path}: {os.strerror(number)}")
-            time.sleep(_TRY_AGAIN_S)
+            pause(_TRY_AGAIN_S)
 
     def close(self) -> None:
         """Let go of the device. It must not be mounted."""
